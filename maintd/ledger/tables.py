@@ -1,0 +1,225 @@
+"""The ledger's tables. In PostgreSQL they live in the schema `maintd`, in SQLite in a file of their own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from maintd.database import Instant
+from maintd.ledger.states import BatchState, CampaignState, DeliveryState, RunState
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+# SQLite numbers only INTEGER primary keys by itself.
+_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# JSONB would re-order the keys of a stored spec; nothing is ever searched inside these.
+_Json = sa.JSON().with_variant(postgresql.JSON(), "postgresql")
+
+
+class StateText(sa.TypeDecorator[StrEnum]):
+    """A state, kept as its own short word, so that the ledger reads well in any SQL client."""
+
+    impl = sa.String(16)
+    cache_ok = True
+
+    def __init__(self, states: type[StrEnum]) -> None:
+        super().__init__()
+        self.states = states
+
+    def process_bind_param(self, value: StrEnum | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:
+        return None if value is None else self.states(value)
+
+
+meta = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+    comment="ledger_id; recipient_key (hex), with which addresses are digested; jobs_stamp, moved by every apply",
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("spec", _Json, nullable=False, comment="header and kind's keys, in the form of the job file"),
+    sa.Column(
+        "files", _Json, nullable=False, comment="texts the job depends on, frozen at apply: SQL, templates"
+    ),
+    sa.Column("digest", sa.String(64), nullable=False, comment="of spec and files: whether a file differs"),
+    sa.Column("enabled", sa.Boolean, nullable=False),
+    sa.Column("applied_at", Instant, nullable=False),
+    sa.Column("cursor_at", Instant, comment="no instant at or before this is ever created but by backfill"),
+    sa.Column("next_at", Instant, comment="first instant after the cursor; none: never due by itself"),
+    sa.Column("paused_at", Instant),
+    sa.Column("pause_reason", sa.Text),
+    sa.Index(None, "next_at"),
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("job", sa.String(63), nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("occurrence", sa.String(160), nullable=False),
+    sa.Column("cause", sa.String(16), nullable=False, comment="schedule, manual or step"),
+    sa.Column(
+        "nominal_at", Instant, nullable=False, comment="the instant it stands for, however late it runs"
+    ),
+    sa.Column("options", _Json, nullable=False, comment="what a person asked for: dry_run, new_edition"),
+    sa.Column("state", StateText(RunState), nullable=False),
+    sa.Column("queue", sa.String(16), nullable=False),
+    sa.Column("due_at", Instant, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
+    sa.Column(
+        "losses", sa.Integer, nullable=False, server_default="0", comment="claims whose worker vanished"
+    ),
+    sa.Column("revision", sa.Integer, comment="of the job, as last claimed"),
+    sa.Column("token", sa.String(32)),
+    sa.Column("counter", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("owner", sa.String(128), comment="host:pid of the claim"),
+    sa.Column("parent_id", _Id, sa.ForeignKey("runs.id")),
+    sa.Column("after", _Json, comment="of a step: the jobs of the same pipeline run that must succeed first"),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("started_at", Instant),
+    sa.Column("finished_at", Instant),
+    sa.Column("result", _Json, comment="what was counted"),
+    sa.Column("reason", sa.Text, comment="why it failed, waits, or did not run"),
+    sa.UniqueConstraint("job", "occurrence"),
+    sa.Index(None, "state", "queue", "due_at"),
+    sa.Index(None, "parent_id"),
+)
+
+misses = sa.Table(
+    "misses",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("job", sa.String(63), nullable=False),
+    sa.Column("first_at", Instant, nullable=False),
+    sa.Column("last_at", Instant, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("exact", sa.Boolean, nullable=False, comment="false: at least that many"),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("recorded_at", Instant, nullable=False),
+    sa.Index(None, "job", "last_at"),
+)
+
+templates = sa.Table(
+    "templates",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("files", _Json, nullable=False),
+    sa.Column("stored_at", Instant, nullable=False),
+)
+
+campaigns = sa.Table(
+    "campaigns",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("uid", sa.String(32), nullable=False, unique=True, comment="random; part of every Message-ID"),
+    sa.Column("job", sa.String(63), nullable=False),
+    sa.Column("edition", sa.String(160), nullable=False),
+    sa.Column("run_id", _Id, sa.ForeignKey("runs.id"), nullable=False, comment="the run that works on it"),
+    sa.Column("state", StateText(CampaignState), nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column(
+        "spec", _Json, nullable=False, comment="the job's keys as they were when this edition was made"
+    ),
+    sa.Column("template", sa.String(64), sa.ForeignKey("templates.digest"), nullable=False),
+    sa.Column("shared", _Json, nullable=False, comment="the same for every recipient, queried once"),
+    sa.Column(
+        "content", sa.String(64), nullable=False, comment="digest of everything that decides what is sent"
+    ),
+    sa.Column("dated_at", Instant, nullable=False, comment="the Date of every message and of every attempt"),
+    sa.Column("expires_at", Instant),
+    sa.Column("audience", sa.Integer, nullable=False, server_default="0", comment="rows of the audience"),
+    sa.Column(
+        "duplicates", sa.Integer, nullable=False, server_default="0", comment="rows whose address was there"
+    ),
+    sa.Column(
+        "cut", sa.Integer, nullable=False, server_default="0", comment="ordinals below this were batched"
+    ),
+    sa.Column("tail", sa.Integer, nullable=False, server_default="0", comment="the next free ordinal"),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("enrolled_at", Instant),
+    sa.Column("finished_at", Instant),
+    sa.UniqueConstraint("job", "edition"),
+    sa.Index(None, "state"),
+)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("campaign_id", _Id, sa.ForeignKey("campaigns.id"), primary_key=True, autoincrement=False),
+    sa.Column(
+        "ordinal", sa.Integer, primary_key=True, autoincrement=False, comment="place in the campaign's line"
+    ),
+    sa.Column("recipient_key", sa.LargeBinary(16), nullable=False, comment="digest of the canonical address"),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("recipient", sa.Text, comment="the application's own identifier"),
+    sa.Column("fields", _Json, nullable=False, comment="only the columns that the template uses"),
+    sa.Column("state", StateText(DeliveryState), nullable=False),
+    sa.Column(
+        "copies", sa.SmallInteger, nullable=False, server_default="0", comment="doubts sent again by policy"
+    ),
+    sa.Column("failures", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("due_at", Instant, comment="of a deferred one: when it comes back into the line"),
+    sa.Column("settled_at", Instant),
+    sa.Column("phase", sa.String(8), comment="of the SMTP dialogue that the outcome belongs to"),
+    sa.Column("code", sa.SmallInteger),
+    sa.Column("enhanced", sa.String(16)),
+    sa.Column("detail", sa.Text),
+    sa.UniqueConstraint("campaign_id", "recipient_key"),
+)
+# The few that somebody still has to come back to; the many settled ones are not in this index.
+sa.Index(
+    "ix_deliveries_open",
+    deliveries.c.campaign_id,
+    deliveries.c.state,
+    deliveries.c.due_at,
+    sqlite_where=deliveries.c.state.in_([DeliveryState.DEFERRED, DeliveryState.UNCERTAIN]),
+    postgresql_where=deliveries.c.state.in_([DeliveryState.DEFERRED, DeliveryState.UNCERTAIN]),
+)
+
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("campaign_id", _Id, sa.ForeignKey("campaigns.id"), nullable=False),
+    sa.Column("lane", sa.String(64), nullable=False, server_default="", comment="for limits by domain"),
+    sa.Column("lo", sa.Integer, nullable=False, comment="first ordinal"),
+    sa.Column("hi", sa.Integer, nullable=False, comment="ordinal after the last"),
+    sa.Column("wire_hi", sa.Integer, nullable=False, comment="below this a dot may have been written"),
+    sa.Column("state", StateText(BatchState), nullable=False),
+    sa.Column("token", sa.String(32), comment="none: to be claimed"),
+    sa.Column("counter", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("owner", sa.String(128)),
+    sa.Column("claimed_at", Instant),
+    sa.Index(None, "campaign_id", "state"),
+)
+
+suppressions = sa.Table(
+    "suppressions",
+    metadata,
+    sa.Column("recipient_key", sa.LargeBinary(16), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("added_at", Instant, nullable=False),
+)
