@@ -8,12 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
+from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
-from alembic import command
 from maintd.database import Database, sqlite_path
 from maintd.errors import MaintdError
 from maintd.ledger import tables
@@ -107,7 +107,7 @@ def head_revision() -> str:
 def identity(connection: Connection) -> Identity:
     """Reads who this ledger is."""
     rows = connection.execute(sa.select(tables.meta.c.name, tables.meta.c.value)).all()
-    values = {name: value for name, value in rows}
+    values = dict(row.tuple() for row in rows)
     return Identity(ledger_id=values["ledger_id"], recipient_key=bytes.fromhex(values["recipient_key"]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alembic import context
+
 from maintd.ledger.engine import SCHEMA
 from maintd.ledger.tables import metadata
 

@@ -1,0 +1,219 @@
+"""Batches: a claimed range of a campaign's ordinals is one row, however many deliveries it spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from maintd.errors import ClaimLost
+from maintd.ledger.states import BatchState, CampaignState
+from maintd.ledger.tables import batches, campaigns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A range of ordinals and who holds it.
+
+    Attributes:
+        lo: First ordinal.
+        hi: Ordinal after the last.
+        wire_hi: A dot may have been written for any unsettled ordinal below this one.
+        token: The holder's; None when nobody holds it.
+        counter: Moved by the living holder; a judge watches whether it stops.
+    """
+
+    id: int
+    campaign_id: int
+    lane: str
+    lo: int
+    hi: int
+    wire_hi: int
+    state: BatchState
+    token: str | None
+    counter: int
+    owner: str | None
+    claimed_at: datetime | None
+
+
+class NotSending(ClaimLost):
+    """The campaign was paused, cancelled or finished: no further window may go to the wire."""
+
+
+def claim(
+    connection: Connection, campaign_id: int, *, size: int, token: str, owner: str, now: datetime
+) -> Batch | None:
+    """Takes a range that its holder left, else cuts the next one from the line.
+
+    Returns:
+        None when there is nothing to take.
+    """
+    return _claim_left(connection, campaign_id, token=token, owner=owner, now=now) or _cut(
+        connection, campaign_id, size=size, token=token, owner=owner, now=now
+    )
+
+
+def _claim_left(
+    connection: Connection, campaign_id: int, *, token: str, owner: str, now: datetime
+) -> Batch | None:
+    left = sa.and_(
+        batches.c.campaign_id == campaign_id, batches.c.state == BatchState.OPEN, batches.c.token.is_(None)
+    )
+    candidate = connection.scalars(
+        sa.select(batches.c.id).where(left).order_by(batches.c.id).limit(1)
+    ).first()
+    if candidate is None:
+        return None
+    taken = connection.execute(
+        sa.update(batches)
+        .where(batches.c.id == candidate, left)
+        .values(token=token, owner=owner, claimed_at=now, counter=batches.c.counter + 1)
+    )
+    return get(connection, candidate) if taken.rowcount == 1 else None
+
+
+def _cut(
+    connection: Connection, campaign_id: int, *, size: int, token: str, owner: str, now: datetime
+) -> Batch | None:
+    line = connection.execute(
+        sa.select(campaigns.c.cut, campaigns.c.tail).where(
+            campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.SENDING
+        )
+    ).first()
+    if line is None or line.cut >= line.tail:
+        return None
+    hi = min(line.cut + size, line.tail)
+    moved = connection.execute(
+        sa.update(campaigns)
+        .where(
+            campaigns.c.id == campaign_id,
+            campaigns.c.cut == line.cut,
+            campaigns.c.state == CampaignState.SENDING,
+        )
+        .values(cut=hi)
+    )
+    if moved.rowcount != 1:
+        return None
+    values = {
+        "campaign_id": campaign_id,
+        "lo": line.cut,
+        "hi": hi,
+        "wire_hi": line.cut,
+        "state": BatchState.OPEN,
+        "token": token,
+        "owner": owner,
+        "claimed_at": now,
+    }
+    return get(
+        connection, connection.scalars(sa.insert(batches).values(values).returning(batches.c.id)).one()
+    )
+
+
+def get(connection: Connection, batch_id: int) -> Batch:
+    """The batch with that id, which must exist."""
+    return Batch(**connection.execute(sa.select(batches).where(batches.c.id == batch_id)).mappings().one())
+
+
+def mark(connection: Connection, batch: Batch, *, wire_hi: int) -> None:
+    """Says, before any dot of a window is written, that dots below `wire_hi` may be on the wire.
+
+    Raises:
+        ClaimLost: Somebody else took the batch over.
+        NotSending: The campaign does not send (any more).
+    """
+    _hold(connection, batch, sending=True, wire_hi=wire_hi)
+
+
+def beat(connection: Connection, batch: Batch) -> None:
+    """Moves the counter, which says that the holder lives.
+
+    Raises:
+        ClaimLost: Somebody else took the batch over.
+    """
+    _hold(connection, batch, sending=False)
+
+
+def done(connection: Connection, batch: Batch) -> None:
+    """Closes a batch of which every delivery is settled.
+
+    Raises:
+        ClaimLost: Somebody else took the batch over.
+    """
+    _hold(connection, batch, sending=False, state=BatchState.DONE, token=None)
+
+
+def release(connection: Connection, batch: Batch, *, wire_hi: int) -> None:
+    """Leaves a batch for anybody to take.
+
+    Args:
+        connection: Of the ledger.
+        batch: The batch held.
+        wire_hi: The holder knows that no unsettled delivery from here on has had its dot written.
+
+    Raises:
+        ClaimLost: Somebody else took the batch over.
+    """
+    _hold(connection, batch, sending=False, wire_hi=wire_hi, token=None)
+
+
+def _hold(connection: Connection, batch: Batch, *, sending: bool, **values: object) -> None:
+    conditions = [
+        batches.c.id == batch.id,
+        batches.c.token == batch.token,
+        batches.c.state == BatchState.OPEN,
+    ]
+    if sending:
+        conditions.append(
+            sa.exists().where(campaigns.c.id == batch.campaign_id, campaigns.c.state == CampaignState.SENDING)
+        )
+    held = connection.execute(
+        sa.update(batches).where(*conditions).values(counter=batches.c.counter + 1, **values)
+    )
+    if held.rowcount == 1:
+        return
+    if get(connection, batch.id).token == batch.token:
+        raise NotSending(f"campaign {batch.campaign_id} does not send any more")
+    raise ClaimLost(f"batch {batch.id} is no longer held by this process")
+
+
+def held(connection: Connection) -> list[Batch]:
+    """Every batch that somebody holds: what a judge of liveness looks at."""
+    query = (
+        sa.select(batches)
+        .where(batches.c.state == BatchState.OPEN, batches.c.token.is_not(None))
+        .order_by(batches.c.id)
+    )
+    return [Batch(**row) for row in connection.execute(query).mappings()]
+
+
+def take_from_the_dead(connection: Connection, batch: Batch) -> bool:
+    """Ends the claim of a holder whose counter stopped; False when it moved after all.
+
+    The caller settles, in the same transaction, what was on the wire; then the rest may be claimed: `wire_hi` stays.
+    """
+    taken = connection.execute(
+        sa.update(batches)
+        .where(
+            batches.c.id == batch.id,
+            batches.c.state == BatchState.OPEN,
+            batches.c.token == batch.token,
+            batches.c.counter == batch.counter,
+        )
+        .values(token=None, owner=None)
+    )
+    return taken.rowcount == 1
+
+
+def has_work(connection: Connection) -> bool:
+    """Whether a sending campaign has a range that could be claimed now."""
+    left = sa.exists().where(
+        batches.c.campaign_id == campaigns.c.id, batches.c.state == BatchState.OPEN, batches.c.token.is_(None)
+    )
+    query = (
+        sa.select(campaigns.c.id)
+        .where(campaigns.c.state == CampaignState.SENDING, sa.or_(campaigns.c.cut < campaigns.c.tail, left))
+        .limit(1)
+    )
+    return connection.scalars(query).first() is not None

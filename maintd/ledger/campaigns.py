@@ -1,0 +1,173 @@
+"""Campaigns: one row for each edition of a bulk mailing, its content frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from maintd.ledger.states import CAMPAIGN_MOVES, BatchState, CampaignState, DeliveryState, sources
+from maintd.ledger.tables import batches, campaigns, deliveries, templates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """A campaign as the ledger has it; see `tables.campaigns` for what each column means."""
+
+    id: int
+    uid: str
+    job: str
+    edition: str
+    run_id: int
+    state: CampaignState
+    reason: str | None
+    spec: dict[str, Any]
+    template: str
+    shared: dict[str, Any]
+    content: str
+    dated_at: datetime
+    expires_at: datetime | None
+    audience: int
+    duplicates: int
+    cut: int
+    tail: int
+    created_at: datetime
+    enrolled_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def name(self) -> str:
+        """What people call it: `weekly-digest/2026-W47`."""
+        return f"{self.job}/{self.edition}"
+
+
+def store_template(
+    connection: Connection, *, digest: str, name: str, files: Mapping[str, str], now: datetime
+) -> None:
+    """Keeps a template's texts by their digest; one that is there already is left alone."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    values = {"digest": digest, "name": name, "files": dict(files), "stored_at": now}
+    connection.execute(insert(templates).values(values).on_conflict_do_nothing())
+
+
+def template_files(connection: Connection, digest: str) -> tuple[str, dict[str, str]]:
+    """Name and texts of a stored template."""
+    row = connection.execute(
+        sa.select(templates.c.name, templates.c.files).where(templates.c.digest == digest)
+    ).one()
+    return row.name, row.files
+
+
+def find(connection: Connection, *, job: str, edition: str) -> Campaign | None:
+    """The campaign of that edition."""
+    return _one(connection, sa.and_(campaigns.c.job == job, campaigns.c.edition == edition))
+
+
+def get(connection: Connection, campaign_id: int) -> Campaign:
+    """The campaign with that id, which must exist."""
+    campaign = _one(connection, campaigns.c.id == campaign_id)
+    assert campaign is not None, f"campaign {campaign_id} does not exist"
+    return campaign
+
+
+def create(connection: Connection, values: Mapping[str, Any]) -> int:
+    """Inserts a campaign in the state `enrolling`; its edition must be new."""
+    statement = sa.insert(campaigns).values(**values, state=CampaignState.ENROLLING).returning(campaigns.c.id)
+    return int(connection.scalars(statement).one())
+
+
+def restart(connection: Connection, campaign_id: int, values: Mapping[str, Any]) -> None:
+    """Gives an enrolment that was cut off its content anew; its deliveries must have been wiped."""
+    connection.execute(
+        sa.update(campaigns)
+        .where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.ENROLLING)
+        .values(**values, audience=0, duplicates=0, cut=0, tail=0)
+    )
+
+
+def adopt(connection: Connection, campaign_id: int, *, run_id: int) -> None:
+    """Makes a later run the one that works on the campaign."""
+    connection.execute(sa.update(campaigns).where(campaigns.c.id == campaign_id).values(run_id=run_id))
+
+
+def count_enrolled(
+    connection: Connection, campaign_id: int, *, audience: int, duplicates: int, tail: int
+) -> None:
+    """Adds what one chunk of the audience brought."""
+    connection.execute(
+        sa.update(campaigns)
+        .where(campaigns.c.id == campaign_id)
+        .values(
+            audience=campaigns.c.audience + audience,
+            duplicates=campaigns.c.duplicates + duplicates,
+            tail=tail,
+        )
+    )
+
+
+def move(
+    connection: Connection, campaign_id: int, *, to: CampaignState, now: datetime, reason: str | None = None
+) -> bool:
+    """Moves a campaign; False when it was not in a state that allows the move."""
+    values: dict[str, Any] = {"state": to, "reason": reason}
+    if to is CampaignState.SENDING:
+        values["enrolled_at"] = sa.func.coalesce(
+            campaigns.c.enrolled_at, sa.literal(now, campaigns.c.enrolled_at.type)
+        )
+        values["finished_at"] = None
+    if to in (CampaignState.FINISHED, CampaignState.CANCELLED):
+        values["finished_at"] = now
+    changed = connection.execute(
+        sa.update(campaigns)
+        .where(campaigns.c.id == campaign_id, campaigns.c.state.in_(sources(CAMPAIGN_MOVES, to)))
+        .values(**values)
+    )
+    return changed.rowcount == 1
+
+
+def finish_if_done(connection: Connection, campaign_id: int, *, now: datetime) -> bool:
+    """Finishes a sending campaign that has nothing left: all cut, no batch open, nothing deferred.
+
+    The campaign's row is locked first: a deferral that is being put back into the line moves the same row.
+    """
+    connection.execute(sa.select(campaigns.c.id).where(campaigns.c.id == campaign_id).with_for_update())
+    open_batch = sa.exists().where(batches.c.campaign_id == campaign_id, batches.c.state == BatchState.OPEN)
+    deferred = sa.exists().where(
+        deliveries.c.campaign_id == campaign_id, deliveries.c.state == DeliveryState.DEFERRED
+    )
+    changed = connection.execute(
+        sa.update(campaigns)
+        .where(
+            campaigns.c.id == campaign_id,
+            campaigns.c.state == CampaignState.SENDING,
+            campaigns.c.cut == campaigns.c.tail,
+            ~open_batch,
+            ~deferred,
+        )
+        .values(state=CampaignState.FINISHED, finished_at=now)
+    )
+    return changed.rowcount == 1
+
+
+def sending(connection: Connection) -> list[Campaign]:
+    """Campaigns whose messages may go out, the oldest first."""
+    query = sa.select(campaigns).where(campaigns.c.state == CampaignState.SENDING).order_by(campaigns.c.id)
+    return [Campaign(**row) for row in connection.execute(query).mappings()]
+
+
+def latest(connection: Connection, *, job: str | None, limit: int) -> list[Campaign]:
+    """The newest campaigns, of one job or of all, newest first."""
+    query = sa.select(campaigns).order_by(campaigns.c.id.desc()).limit(limit)
+    if job is not None:
+        query = query.where(campaigns.c.job == job)
+    return [Campaign(**row) for row in connection.execute(query).mappings()]
+
+
+def _one(connection: Connection, condition: sa.ColumnElement[bool]) -> Campaign | None:
+    row = connection.execute(sa.select(campaigns).where(condition)).mappings().first()
+    return Campaign(**row) if row else None

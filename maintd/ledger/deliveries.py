@@ -1,0 +1,293 @@
+"""Deliveries, the dedup record: one row for each recipient of a campaign, written once more with its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from maintd.ledger.states import DELIVERY_MOVES, DeliveryState, sources
+from maintd.ledger.tables import campaigns, deliveries, suppressions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """A delivery as the ledger has it; see `tables.deliveries` for what each column means."""
+
+    campaign_id: int
+    ordinal: int
+    recipient_key: bytes
+    address: str
+    recipient: str | None
+    fields: dict[str, Any]
+    state: DeliveryState
+    copies: int
+    failures: int
+    due_at: datetime | None
+    settled_at: datetime | None
+    phase: str | None
+    code: int | None
+    enhanced: str | None
+    detail: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a delivery, as it is written into its row.
+
+    Attributes:
+        state: The state it moves to.
+        fact: A reply of the relay was read. A fact is merged into any state that allows the move; what is only
+            inferred applies to a delivery that is still pending.
+        due_at: Of a deferred one: when it comes back.
+    """
+
+    recipient_key: bytes
+    state: DeliveryState
+    fact: bool
+    phase: str | None = None
+    code: int | None = None
+    enhanced: str | None = None
+    detail: str | None = None
+    due_at: datetime | None = None
+
+
+def enrolled_keys(connection: Connection, campaign_id: int, keys: Sequence[bytes]) -> set[bytes]:
+    """Which of these recipients the campaign has already."""
+    query = sa.select(deliveries.c.recipient_key).where(
+        deliveries.c.campaign_id == campaign_id, deliveries.c.recipient_key.in_(keys)
+    )
+    return set(connection.scalars(query))
+
+
+def suppressed_keys(connection: Connection, keys: Sequence[bytes]) -> set[bytes]:
+    """Which of these recipients are on the suppression list."""
+    return set(
+        connection.scalars(
+            sa.select(suppressions.c.recipient_key).where(suppressions.c.recipient_key.in_(keys))
+        )
+    )
+
+
+def insert(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Enrols a chunk; a recipient that the campaign has already is an integrity error."""
+    if rows:
+        connection.execute(sa.insert(deliveries), rows)
+
+
+def wipe(connection: Connection, campaign_id: int, *, limit: int) -> int:
+    """Deletes up to `limit` deliveries of an enrolment that was cut off before anything was sent."""
+    edge = (
+        sa.select(deliveries.c.ordinal)
+        .where(deliveries.c.campaign_id == campaign_id)
+        .order_by(deliveries.c.ordinal)
+        .limit(limit)
+    )
+    chunk = sa.select(sa.func.max(edge.subquery().c.ordinal)).scalar_subquery()
+    gone = connection.execute(
+        sa.delete(deliveries).where(deliveries.c.campaign_id == campaign_id, deliveries.c.ordinal <= chunk)
+    )
+    return gone.rowcount
+
+
+def pending(connection: Connection, campaign_id: int, *, lo: int, hi: int) -> list[Delivery]:
+    """The unsettled deliveries of a range of ordinals, in order."""
+    query = sa.select(deliveries).where(_range(campaign_id, lo, hi)).order_by(deliveries.c.ordinal)
+    return [Delivery(**row) for row in connection.execute(query).mappings()]
+
+
+def pending_keys(connection: Connection, campaign_id: int, *, lo: int, hi: int) -> set[bytes]:
+    """The recipients of a range of ordinals whose deliveries are unsettled."""
+    return set(connection.scalars(sa.select(deliveries.c.recipient_key).where(_range(campaign_id, lo, hi))))
+
+
+def suppress(connection: Connection, campaign_id: int, *, lo: int, hi: int, now: datetime) -> int:
+    """Settles as suppressed whoever of a range came onto the suppression list since the enrolment."""
+    listed = sa.select(suppressions.c.recipient_key)
+    changed = connection.execute(
+        sa.update(deliveries)
+        .where(_range(campaign_id, lo, hi), deliveries.c.recipient_key.in_(listed))
+        .values(state=DeliveryState.SUPPRESSED, settled_at=now, detail="suppressed after enrolment")
+    )
+    return changed.rowcount
+
+
+def settle_range(
+    connection: Connection,
+    campaign_id: int,
+    *,
+    lo: int,
+    hi: int,
+    to: DeliveryState,
+    now: datetime,
+    detail: str,
+) -> int:
+    """Moves every unsettled delivery of a range of ordinals; returns how many."""
+    changed = connection.execute(
+        sa.update(deliveries)
+        .where(_range(campaign_id, lo, hi))
+        .values(state=to, settled_at=now, detail=detail)
+    )
+    return changed.rowcount
+
+
+def settle(connection: Connection, campaign_id: int, outcomes: Iterable[Outcome], *, now: datetime) -> None:
+    """Writes outcomes. A row whose state does not allow the move is left as it is.
+
+    Facts find their row by the recipient, not by the ordinal, which changes when a delivery goes back into the line.
+    """
+    groups: dict[tuple[DeliveryState, bool], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.state, outcome.fact), []).append(outcome)
+    for (state, fact), group in groups.items():
+        allowed = sources(DELIVERY_MOVES, state) if fact else [DeliveryState.PENDING]
+        statement = (
+            sa.update(deliveries)
+            .where(
+                deliveries.c.campaign_id == campaign_id,
+                deliveries.c.recipient_key == sa.bindparam("key"),
+                deliveries.c.state.in_(allowed),
+            )
+            .values(
+                state=state,
+                settled_at=now,
+                failures=deliveries.c.failures + int(state is DeliveryState.DEFERRED),
+                **{name: sa.bindparam(f"to_{name}") for name in _SETTLED_WITH},
+            )
+        )
+        connection.execute(statement, [_parameters(outcome) for outcome in group])
+
+
+_SETTLED_WITH = ("phase", "code", "enhanced", "detail", "due_at")
+
+
+def _parameters(outcome: Outcome) -> dict[str, Any]:
+    return {"key": outcome.recipient_key} | {f"to_{name}": getattr(outcome, name) for name in _SETTLED_WITH}
+
+
+def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime, limit: int) -> int:
+    """Gives deferred deliveries whose time has come new ordinals at the tail of the line.
+
+    Returns:
+        How many came back.
+    """
+    tail = connection.scalars(
+        sa.select(campaigns.c.tail).where(campaigns.c.id == campaign_id).with_for_update()
+    ).one()
+    due = connection.scalars(
+        sa.select(deliveries.c.recipient_key)
+        .where(
+            deliveries.c.campaign_id == campaign_id,
+            deliveries.c.state == DeliveryState.DEFERRED,
+            deliveries.c.due_at <= now,
+        )
+        .order_by(deliveries.c.due_at)
+        .limit(limit)
+    ).all()
+    if not due:
+        return 0
+    connection.execute(
+        sa.update(deliveries)
+        .where(
+            deliveries.c.campaign_id == campaign_id,
+            deliveries.c.recipient_key == sa.bindparam("key"),
+            deliveries.c.state == DeliveryState.DEFERRED,
+        )
+        .values(state=DeliveryState.PENDING, ordinal=sa.bindparam("at"), due_at=None, settled_at=None),
+        [{"key": key, "at": tail + place} for place, key in enumerate(due)],
+    )
+    connection.execute(sa.update(campaigns).where(campaigns.c.id == campaign_id).values(tail=tail + len(due)))
+    return len(due)
+
+
+def resend_doubtful(
+    connection: Connection, campaign_id: int, *, lo: int, hi: int, now: datetime, max_copies: int
+) -> int:
+    """Policy `never_lose`: doubtful deliveries of a range go back into the line while copies are left."""
+    changed = connection.execute(
+        sa.update(deliveries)
+        .where(
+            deliveries.c.campaign_id == campaign_id,
+            deliveries.c.ordinal >= lo,
+            deliveries.c.ordinal < hi,
+            deliveries.c.state == DeliveryState.UNCERTAIN,
+            # The first message is a copy too: max_copies = 3 allows two more.
+            deliveries.c.copies + 1 < max_copies,
+        )
+        .values(state=DeliveryState.DEFERRED, due_at=now, copies=deliveries.c.copies + 1)
+    )
+    return changed.rowcount
+
+
+def counts(connection: Connection, campaign_id: int) -> dict[DeliveryState, int]:
+    """How many deliveries stand in each state; every state is there, and their sum is what was enrolled."""
+    query = (
+        sa.select(deliveries.c.state, sa.func.count())
+        .where(deliveries.c.campaign_id == campaign_id)
+        .group_by(deliveries.c.state)
+    )
+    found: dict[DeliveryState, int] = dict(row.tuple() for row in connection.execute(query))
+    return {state: found.get(state, 0) for state in DeliveryState}
+
+
+def find(connection: Connection, recipient_key: bytes) -> list[Delivery]:
+    """Every delivery to one recipient, the newest campaign first."""
+    query = (
+        sa.select(deliveries)
+        # By way of the campaigns, so that each look-up is one step in the index (campaign, recipient).
+        .join(campaigns, campaigns.c.id == deliveries.c.campaign_id)
+        .where(deliveries.c.recipient_key == recipient_key)
+        .order_by(campaigns.c.id.desc())
+    )
+    return [Delivery(**row) for row in connection.execute(query).mappings()]
+
+
+def uncertain(connection: Connection, *, campaign_id: int | None, limit: int) -> list[Delivery]:
+    """The doubtful deliveries, of one campaign or of all."""
+    query = (
+        sa.select(deliveries)
+        .where(deliveries.c.state == DeliveryState.UNCERTAIN)
+        .order_by(deliveries.c.campaign_id, deliveries.c.ordinal)
+        .limit(limit)
+    )
+    if campaign_id is not None:
+        query = query.where(deliveries.c.campaign_id == campaign_id)
+    return [Delivery(**row) for row in connection.execute(query).mappings()]
+
+
+def resolve(
+    connection: Connection,
+    campaign_id: int,
+    recipient_key: bytes,
+    *,
+    to: DeliveryState,
+    now: datetime,
+    detail: str,
+) -> bool:
+    """A person's word on a doubtful delivery; False when it is not doubtful (any more)."""
+    values: dict[str, Any] = {"state": to, "settled_at": now, "detail": detail}
+    if to is DeliveryState.DEFERRED:
+        values["due_at"] = now
+    changed = connection.execute(
+        sa.update(deliveries)
+        .where(
+            deliveries.c.campaign_id == campaign_id,
+            deliveries.c.recipient_key == recipient_key,
+            deliveries.c.state == DeliveryState.UNCERTAIN,
+        )
+        .values(**values)
+    )
+    return changed.rowcount == 1
+
+
+def _range(campaign_id: int, lo: int, hi: int) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        deliveries.c.campaign_id == campaign_id,
+        deliveries.c.ordinal >= lo,
+        deliveries.c.ordinal < hi,
+        deliveries.c.state == DeliveryState.PENDING,
+    )

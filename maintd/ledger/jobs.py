@@ -1,0 +1,106 @@
+"""Applied jobs: their spec, their revision and their cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from maintd.ledger.tables import jobs, meta
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredJob:
+    """A job as the ledger has it.
+
+    Attributes:
+        spec: Header and kind's keys, in the form of the job file.
+        files: Texts it depends on, by the name the job file gives them, frozen when it was applied.
+        digest: Of spec and files.
+        cursor_at: The last instant that was considered.
+        next_at: The first instant after it; None if it is never due by itself.
+    """
+
+    name: str
+    kind: str
+    revision: int
+    spec: dict[str, Any]
+    files: dict[str, str]
+    digest: str
+    enabled: bool
+    applied_at: datetime
+    cursor_at: datetime | None
+    next_at: datetime | None
+    paused_at: datetime | None
+    pause_reason: str | None
+
+
+def get(connection: Connection, name: str) -> StoredJob | None:
+    """The job of that name, if it is applied."""
+    row = connection.execute(sa.select(jobs).where(jobs.c.name == name)).mappings().first()
+    return StoredJob(**row) if row else None
+
+
+def every(connection: Connection) -> list[StoredJob]:
+    """All applied jobs, by name."""
+    return [StoredJob(**row) for row in connection.execute(sa.select(jobs).order_by(jobs.c.name)).mappings()]
+
+
+def some(connection: Connection, names: list[str]) -> list[StoredJob]:
+    """The applied jobs among these names."""
+    query = sa.select(jobs).where(jobs.c.name.in_(names)).order_by(jobs.c.name)
+    return [StoredJob(**row) for row in connection.execute(query).mappings()]
+
+
+def due(connection: Connection, *, now: datetime, limit: int) -> list[str]:
+    """Names of jobs whose next instant has come, the longest overdue first."""
+    query = (
+        sa.select(jobs.c.name)
+        .where(jobs.c.next_at <= now, jobs.c.enabled, jobs.c.paused_at.is_(None))
+        .order_by(jobs.c.next_at)
+        .limit(limit)
+    )
+    return list(connection.scalars(query))
+
+
+def save(connection: Connection, values: Mapping[str, Any]) -> None:
+    """Inserts or replaces a job; `values` are columns, `name` among them."""
+    changed = connection.execute(sa.update(jobs).where(jobs.c.name == values["name"]).values(**values))
+    if changed.rowcount == 0:
+        connection.execute(sa.insert(jobs).values(**values))
+
+
+def remove(connection: Connection, name: str) -> None:
+    """Deletes a job; its runs stay, as history."""
+    connection.execute(sa.delete(jobs).where(jobs.c.name == name))
+
+
+def advance(
+    connection: Connection, name: str, *, was: datetime | None, cursor_at: datetime, next_at: datetime | None
+) -> bool:
+    """Moves a job's cursor, if it still stands where the caller saw it.
+
+    Returns:
+        False when somebody else moved it: whatever was inserted for it in this transaction must be rolled back.
+    """
+    same = jobs.c.cursor_at.is_(None) if was is None else jobs.c.cursor_at == was
+    changed = connection.execute(
+        sa.update(jobs).where(jobs.c.name == name, same).values(cursor_at=cursor_at, next_at=next_at)
+    )
+    return changed.rowcount == 1
+
+
+def stamp(connection: Connection) -> int:
+    """A number that every apply moves: whoever mirrors the jobs compares it."""
+    return int(connection.scalars(sa.select(meta.c.value).where(meta.c.name == "jobs_stamp")).one())
+
+
+def move_stamp(connection: Connection) -> None:
+    """Tells every mirror of the jobs that it is out of date."""
+    connection.execute(
+        sa.update(meta).where(meta.c.name == "jobs_stamp").values(value=str(stamp(connection) + 1))
+    )

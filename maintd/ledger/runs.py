@@ -1,0 +1,324 @@
+"""Runs: created once for each occurrence, claimed by at most one worker, ended by the holder of the token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from maintd.errors import ClaimLost
+from maintd.ledger.states import RUN_MOVES, UNFINISHED_RUNS, RunState, sources
+from maintd.ledger.tables import jobs, runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as the ledger has it; see `tables.runs` for what each column means."""
+
+    id: int
+    job: str
+    kind: str
+    occurrence: str
+    cause: str
+    nominal_at: datetime
+    options: dict[str, Any]
+    state: RunState
+    queue: str
+    due_at: datetime
+    failures: int
+    losses: int
+    revision: int | None
+    token: str | None
+    counter: int
+    owner: str | None
+    parent_id: int | None
+    after: list[str] | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    result: dict[str, Any] | None
+    reason: str | None
+
+    @property
+    def name(self) -> str:
+        """What people call it: `weekly-digest@2026-11-23T08:00[Europe/Berlin]`."""
+        return f"{self.job}@{self.occurrence}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """What a run starts from."""
+
+    job: str
+    kind: str
+    occurrence: str
+    cause: str
+    nominal_at: datetime
+    options: dict[str, Any]
+    state: RunState
+    queue: str
+    due_at: datetime
+    parent_id: int | None = None
+    after: list[str] | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's hold on a run: worth something only while the token is still in the row."""
+
+    run_id: int
+    token: str
+
+
+def create(connection: Connection, new: NewRun, *, now: datetime) -> int | None:
+    """Inserts a run.
+
+    Returns:
+        Its id, or None when this occurrence of the job already has one.
+    """
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    ended = now if new.state in (RunState.SKIPPED, RunState.CANCELLED) else None
+    statement = (
+        insert(runs)
+        .values(**new.__dict__, created_at=now, finished_at=ended)
+        .on_conflict_do_nothing(index_elements=["job", "occurrence"])
+        .returning(runs.c.id)
+    )
+    return connection.scalars(statement).first()
+
+
+def get(connection: Connection, run_id: int) -> Run | None:
+    """The run with that id."""
+    row = connection.execute(sa.select(runs).where(runs.c.id == run_id)).mappings().first()
+    return Run(**row) if row else None
+
+
+def claim(connection: Connection, *, queue: str, token: str, owner: str, now: datetime) -> Run | None:
+    """Takes the longest due run of a queue, if there is one whose job has no other run going.
+
+    The row of the job is locked first, so that two workers cannot each take a run of the same job.
+    """
+    for run_id, job in _candidates(connection, queue=queue, now=now):
+        revision = connection.scalars(
+            sa.select(jobs.c.revision).where(jobs.c.name == job).with_for_update()
+        ).first()
+        taken = connection.execute(
+            sa.update(runs)
+            .where(runs.c.id == run_id, runs.c.state == RunState.QUEUED, ~_going(job))
+            .values(
+                state=RunState.RUNNING,
+                token=token,
+                owner=owner,
+                revision=revision,
+                counter=runs.c.counter + 1,
+                started_at=sa.func.coalesce(runs.c.started_at, sa.literal(now, runs.c.started_at.type)),
+            )
+        )
+        if taken.rowcount == 1:
+            return get(connection, run_id)
+    return None
+
+
+def _going(job: str | sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    other = runs.alias()
+    return sa.exists().where(other.c.job == job, other.c.state.in_([RunState.RUNNING, RunState.UNDERWAY]))
+
+
+def _due(queue: str, now: datetime) -> list[sa.ColumnElement[bool]]:
+    return [
+        runs.c.state == RunState.QUEUED,
+        runs.c.queue == queue,
+        runs.c.due_at <= now,
+        ~_going(runs.c.job),
+    ]
+
+
+def _candidates(connection: Connection, *, queue: str, now: datetime) -> Sequence[sa.Row[int, str]]:
+    query = (
+        sa.select(runs.c.id, runs.c.job).where(*_due(queue, now)).order_by(runs.c.due_at, runs.c.id).limit(8)
+    )
+    return connection.execute(query).all()
+
+
+def due_queues(connection: Connection, *, now: datetime) -> set[str]:
+    """The queues that have a run to be taken now."""
+    due = sa.and_(runs.c.state == RunState.QUEUED, runs.c.due_at <= now, ~_going(runs.c.job))
+    return set(connection.scalars(sa.select(runs.c.queue).where(due).distinct()))
+
+
+def hold(connection: Connection, claim: Claim) -> None:
+    """Moves the counter of a claim, which says that its holder lives.
+
+    Raises:
+        ClaimLost: Somebody else has taken the run over, or ended it.
+    """
+    held = connection.execute(
+        sa.update(runs)
+        .where(runs.c.id == claim.run_id, runs.c.token == claim.token, runs.c.state == RunState.RUNNING)
+        .values(counter=runs.c.counter + 1)
+    )
+    if held.rowcount != 1:
+        raise ClaimLost(f"run {claim.run_id} is no longer held by this worker")
+
+
+def _leave(connection: Connection, claim: Claim, **values: Any) -> None:
+    """Ends a claim with a move out of `running`; checks the token and the move."""
+    to = values["state"]
+    assert RunState.RUNNING in sources(RUN_MOVES, to)
+    left = connection.execute(
+        sa.update(runs)
+        .where(runs.c.id == claim.run_id, runs.c.token == claim.token, runs.c.state == RunState.RUNNING)
+        .values(token=None, owner=None, **values)
+    )
+    if left.rowcount != 1:
+        raise ClaimLost(f"run {claim.run_id} is no longer held by this worker")
+
+
+def finish(
+    connection: Connection,
+    claim: Claim,
+    *,
+    state: RunState,
+    now: datetime,
+    result: dict[str, Any] | None,
+    reason: str | None,
+) -> None:
+    """Ends a claimed run for good.
+
+    Raises:
+        ClaimLost: Somebody else has taken the run over.
+    """
+    _leave(connection, claim, state=state, finished_at=now, result=result, reason=reason)
+
+
+def hand_over(connection: Connection, claim: Claim, *, result: dict[str, Any] | None) -> None:
+    """Leaves a claimed run underway: its work goes on in rows of its own and no worker holds it.
+
+    Raises:
+        ClaimLost: Somebody else has taken the run over.
+    """
+    _leave(connection, claim, state=RunState.UNDERWAY, result=result, reason=None)
+
+
+def put_back(connection: Connection, claim: Claim, *, due_at: datetime, reason: str, failed: bool) -> None:
+    """Queues a claimed run again, for `due_at`; only a failure counts as an attempt.
+
+    Raises:
+        ClaimLost: Somebody else has taken the run over.
+    """
+    _leave(
+        connection,
+        claim,
+        state=RunState.QUEUED,
+        due_at=due_at,
+        reason=reason,
+        failures=runs.c.failures + int(failed),
+    )
+
+
+def move(
+    connection: Connection,
+    run_id: int,
+    *,
+    to: RunState,
+    now: datetime,
+    result: dict[str, Any] | None = None,
+    reason: str | None = None,
+) -> bool:
+    """Moves a run that no worker holds; False when it was not in a state that allows the move."""
+    allowed = [state for state in sources(RUN_MOVES, to) if state is not RunState.RUNNING]
+    values: dict[str, Any] = {"state": to, "reason": reason}
+    if result is not None:
+        values["result"] = result
+    if not RUN_MOVES[to]:
+        values["finished_at"] = now
+    if to is RunState.QUEUED:
+        values["due_at"] = now
+    changed = connection.execute(
+        sa.update(runs).where(runs.c.id == run_id, runs.c.state.in_(allowed)).values(**values)
+    )
+    return changed.rowcount == 1
+
+
+def running(connection: Connection) -> list[Run]:
+    """Every claimed run: what a judge of liveness looks at."""
+    return _select(connection, runs.c.state == RunState.RUNNING)
+
+
+def take_from_the_dead(connection: Connection, run: Run, *, to: RunState, now: datetime, reason: str) -> bool:
+    """Ends the claim of a worker whose counter stopped; False when it moved after all."""
+    values: dict[str, Any] = {"state": to, "token": None, "owner": None, "reason": reason}
+    values["losses"] = runs.c.losses + 1
+    values |= {"due_at": now} if to is RunState.QUEUED else {}
+    values |= {"finished_at": now} if to is RunState.DEAD else {}
+    taken = connection.execute(
+        sa.update(runs)
+        .where(
+            runs.c.id == run.id,
+            runs.c.state == RunState.RUNNING,
+            runs.c.token == run.token,
+            runs.c.counter == run.counter,
+        )
+        .values(**values)
+    )
+    return taken.rowcount == 1
+
+
+def underway(connection: Connection, *, kind: str) -> list[Run]:
+    """Runs of a kind whose work goes on in rows of its own."""
+    return _select(connection, sa.and_(runs.c.state == RunState.UNDERWAY, runs.c.kind == kind))
+
+
+def steps(connection: Connection, parent_id: int) -> list[Run]:
+    """The step runs of a pipeline's run, in the order they were made."""
+    return _select(connection, runs.c.parent_id == parent_id)
+
+
+def lock(connection: Connection, run_id: int) -> Run | None:
+    """The run, its row locked until the transaction ends."""
+    query = sa.select(runs).where(runs.c.id == run_id).with_for_update()
+    row = connection.execute(query).mappings().first()
+    return Run(**row) if row else None
+
+
+def has_unfinished(connection: Connection, job: str) -> bool:
+    """Whether a run of the job is not over yet."""
+    query = sa.select(runs.c.id).where(runs.c.job == job, runs.c.state.in_(UNFINISHED_RUNS)).limit(1)
+    return connection.scalars(query).first() is not None
+
+
+def cancel_queued(connection: Connection, job: str, *, now: datetime, reason: str) -> int:
+    """Cancels the runs of a job that have not begun; returns how many."""
+    waiting = runs.c.state.in_([RunState.QUEUED, RunState.WAITING])
+    changed = connection.execute(
+        sa.update(runs)
+        .where(runs.c.job == job, waiting)
+        .values(state=RunState.CANCELLED, finished_at=now, reason=reason)
+    )
+    return changed.rowcount
+
+
+def latest(connection: Connection, *, job: str | None, limit: int) -> list[Run]:
+    """The newest runs, of one job or of all, newest first."""
+    query = sa.select(runs).order_by(runs.c.id.desc()).limit(limit)
+    if job is not None:
+        query = query.where(runs.c.job == job)
+    return [Run(**row) for row in connection.execute(query).mappings()]
+
+
+def last_of_each_job(connection: Connection) -> dict[str, Run]:
+    """The newest run of every job that has one."""
+    newest = sa.select(sa.func.max(runs.c.id)).group_by(runs.c.job)
+    rows = connection.execute(sa.select(runs).where(runs.c.id.in_(newest))).mappings()
+    return {row["job"]: Run(**row) for row in rows}
+
+
+def _select(connection: Connection, condition: sa.ColumnElement[bool]) -> list[Run]:
+    rows = connection.execute(sa.select(runs).where(condition).order_by(runs.c.id)).mappings()
+    return [Run(**row) for row in rows]

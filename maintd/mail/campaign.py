@@ -1,0 +1,152 @@
+"""The keys of a `campaign` job, the texts it depends on, and the name of an edition."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, field_validator
+
+from maintd.errors import Problem, Problems, did_you_mean
+from maintd.mail.address import parse_address, parse_from
+from maintd.mail.templates import Bundle, read_bundle
+from maintd.spec import Duration, Spec
+
+SQL_PREFIX = "sql/"
+TEMPLATE_PREFIX = "template/"
+
+#: Names that a template always has, whatever its audience.
+GIVEN_NAMES = frozenset({"edition"})
+
+
+class AudienceSpec(Spec):
+    """Who gets the mail."""
+
+    sql: str
+    """A file beside the job file holding one whole SELECT. It runs read-only; its columns are what the template may
+    use."""
+    address: str = "email"
+    """The column with the e-mail address."""
+    recipient: str | None = None
+    """The column with the application's own identifier of the person, kept in each delivery."""
+
+
+class MailStopAt(Spec):
+    """Caps that stop a mailing before its first message."""
+
+    recipients: int | None = Field(default=None, ge=1)
+    """More recipients than this: nothing is sent."""
+    growth: float | None = Field(default=None, gt=0)
+    """More than this many times the recipients of the edition before: nothing is sent."""
+
+
+class CampaignSpec(Spec):
+    """One bulk mailing for each edition: every recipient once, whatever dies meanwhile."""
+
+    once_per: Literal["occurrence", "day", "week", "month", "ever"] = "occurrence"
+    """What makes an edition. A second run in the same period goes on with it and mails nobody twice."""
+    source: str
+    """The database that the audience comes from: `MAINTD_SOURCE_<NAME>_URL`."""
+    audience: AudienceSpec
+    """Who gets the mail."""
+    shared: dict[str, str] = {}
+    """Names that the template gets with the rows of a query: `{ top = "top-titles.sql" }`. Asked once an edition, the
+    same for every recipient; at most 1,000 rows each."""
+    template: str
+    """The folder of the mail in the templates directory."""
+    from_: str | None = Field(default=None, alias="from")
+    """The sender, such as `Acme <news@acme.example>`; without it `MAINTD_MAIL_FROM`."""
+    reply_to: str | None = None
+    """Where answers go."""
+    headers: dict[str, str] = {}
+    """Further headers of every message."""
+    uncertain: Literal["never_duplicate", "never_lose"] = "never_duplicate"
+    """What to do with a message of which nobody can know whether the relay took it. `never_duplicate` parks it until a
+    person decides; `never_lose` sends it again."""
+    max_copies: int = Field(default=3, ge=1, le=10)
+    """With `never_lose`: how many copies of one message may leave at most."""
+    expires: Duration | None = None
+    """What was not sent this long after the edition began is not sent any more."""
+    stop_at: MailStopAt = MailStopAt()
+    """Caps that stop the mailing before its first message."""
+
+    @field_validator("from_")
+    @classmethod
+    def _is_a_sender(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_from(text)
+        return text
+
+    @field_validator("reply_to")
+    @classmethod
+    def _is_an_address(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_address(text)
+        return text
+
+
+def read_files(spec: CampaignSpec, *, schedules: Path, templates: Path) -> dict[str, str]:
+    """Reads every text that a campaign depends on, to be frozen with its job.
+
+    Returns:
+        Texts by name: `sql/digest.sql`, `template/digest/body.html`.
+
+    Raises:
+        Problems: Files that are missing or cannot be used, all at once.
+    """
+    problems: list[Problem] = []
+    files: dict[str, str] = {}
+    for key, name in [("audience.sql", spec.audience.sql), *((f"shared.{n}", f) for n, f in spec.shared.items())]:
+        path = schedules / name
+        if not path.is_file():
+            known = [found.name for found in schedules.glob("*.sql")]
+            problems.append(
+                Problem(where=key, what=f"there is no file {path}", cure=did_you_mean(name, known))
+            )
+        else:
+            files[SQL_PREFIX + name] = path.read_text(encoding="utf-8")
+    try:
+        bundle = read_bundle(templates, spec.template)
+        files |= {TEMPLATE_PREFIX + name: text for name, text in bundle.files.items()}
+    except Problems as error:
+        problems.extend(error.problems)
+    if problems:
+        raise Problems(problems)
+    return files
+
+
+def bundle_of(spec: CampaignSpec, files: Mapping[str, str]) -> Bundle:
+    """The template among a job's frozen texts."""
+    texts = {
+        name.removeprefix(TEMPLATE_PREFIX): text
+        for name, text in files.items()
+        if name.startswith(TEMPLATE_PREFIX)
+    }
+    return Bundle(name=spec.template, files=texts)
+
+
+def content_digest(spec: CampaignSpec, files: Mapping[str, str]) -> str:
+    """Digest of everything that decides what is sent to whom: two runs of one edition must agree on it."""
+    content = [spec.model_dump(mode="json", by_alias=True), dict(files)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def edition_of(once_per: str, *, nominal_at: datetime, occurrence: str, timezone: str) -> str:
+    """The name of the edition that a run belongs to, by the calendar of its job's zone.
+
+    Weeks are those of ISO 8601, so that the days around New Year belong to one week only.
+    """
+    local = nominal_at.astimezone(ZoneInfo(timezone))
+    week = local.isocalendar()
+    return {
+        "occurrence": occurrence,
+        "day": f"{local:%Y-%m-%d}",
+        "week": f"{week.year}-W{week.week:02}",
+        "month": f"{local:%Y-%m}",
+        "ever": "ever",
+    }[once_per]

@@ -1,0 +1,299 @@
+"""Enrolment: an edition's content is frozen and its whole audience written down before the first message is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from maintd.clock import Clock
+from maintd.database import Database
+from maintd.errors import CapReached, JobFailed, did_you_mean
+from maintd.ledger import campaigns, deliveries
+from maintd.ledger.campaigns import Campaign
+from maintd.ledger.engine import identity
+from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.mail.address import InvalidAddress, parse_address, recipient_key
+from maintd.mail.audience import Row, ask, open_audience
+from maintd.mail.campaign import GIVEN_NAMES, SQL_PREFIX, CampaignSpec, bundle_of, content_digest
+from maintd.mail.templates import MailTemplate, compile_bundle
+
+_WIPE_CHUNK = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edition:
+    """What is to be enrolled.
+
+    Attributes:
+        job: The campaign's job.
+        name: Of the edition.
+        run_id: The run that works on it.
+        spec: The job's keys.
+        files: The texts it depends on.
+        nominal_at: The instant that the run stands for; an edition expires relative to its beginning, not to this.
+        uid: Random; becomes part of every Message-ID.
+    """
+
+    job: str
+    name: str
+    run_id: int
+    spec: CampaignSpec
+    files: Mapping[str, str]
+    uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enrolled:
+    """What enrolment found or made.
+
+    Attributes:
+        campaign: Never in the state `enrolling`.
+        resumed: The edition was there already; nothing was enrolled.
+    """
+
+    campaign: Campaign
+    resumed: bool
+
+
+def enrol(
+    edition: Edition,
+    *,
+    ledger: Database,
+    source: Database,
+    clock: Clock,
+    hold: Callable[[Connection], None],
+    progress: Callable[[int], None],
+) -> Enrolled:
+    """Enrols an edition, or finds that it was enrolled before.
+
+    An enrolment that was cut off is wiped and begun anew: nothing has been sent, and the audience is one snapshot.
+
+    Args:
+        edition: What to enrol.
+        ledger: Where it is written.
+        source: Where the audience comes from.
+        clock: Gives the edition its Date.
+        hold: Called in every transaction; raises when the caller's claim on the run is lost or it has to stop.
+        progress: Called with the number of audience rows read so far.
+
+    Raises:
+        CapReached: A `stop_at` cap; nothing will be sent until it is changed.
+        JobFailed: Bad SQL, missing columns, or an unfinished edition of that name with other content.
+    """
+    with ledger.read() as connection:
+        found = campaigns.find(connection, job=edition.job, edition=edition.name)
+    if found is not None and found.state is not CampaignState.ENROLLING:
+        return Enrolled(campaign=_resume(edition, found, ledger=ledger, hold=hold), resumed=True)
+    template = compile_bundle(bundle_of(edition.spec, edition.files))
+    campaign_id = _open(edition, found, ledger=ledger, source=source, clock=clock, hold=hold)
+    _stream(edition, campaign_id, template, ledger=ledger, source=source, clock=clock, hold=hold, progress=progress)
+    with ledger.write() as connection:
+        hold(connection)
+        _check_growth(connection, edition, campaign_id)
+        campaigns.move(connection, campaign_id, to=CampaignState.SENDING, now=clock.now())
+        return Enrolled(campaign=campaigns.get(connection, campaign_id), resumed=False)
+
+
+def _resume(
+    edition: Edition, found: Campaign, *, ledger: Database, hold: Callable[[Connection], None]
+) -> Campaign:
+    over = found.state in (CampaignState.FINISHED, CampaignState.CANCELLED)
+    if not over and found.content != content_digest(edition.spec, edition.files):
+        raise JobFailed(
+            f"edition {found.name} is under way with other content than the job has now; it goes on unchanged, and "
+            "what was changed comes with the next edition (or at once, with --new-edition)"
+        )
+    with ledger.write() as connection:
+        hold(connection)
+        campaigns.adopt(connection, found.id, run_id=edition.run_id)
+        return campaigns.get(connection, found.id)
+
+
+def _open(
+    edition: Edition,
+    found: Campaign | None,
+    *,
+    ledger: Database,
+    source: Database,
+    clock: Clock,
+    hold: Callable[[Connection], None],
+) -> int:
+    """Writes the campaign's row with its frozen content; wipes what an enrolment before this one left."""
+    spec, now = edition.spec, clock.now()
+    bundle = bundle_of(spec, edition.files)
+    shared = {
+        name: ask(source, edition.files[SQL_PREFIX + file], key=f"shared.{name} ({file})")
+        for name, file in spec.shared.items()
+    }
+    values: dict[str, Any] = {
+        "run_id": edition.run_id,
+        "spec": spec.model_dump(mode="json", by_alias=True),
+        "template": bundle.digest,
+        "shared": shared,
+        "content": content_digest(spec, edition.files),
+        "dated_at": now,
+        "expires_at": now + spec.expires if spec.expires else None,
+    }
+    while found is not None and _wipe(found.id, ledger=ledger, hold=hold):
+        pass
+    with ledger.write() as connection:
+        hold(connection)
+        campaigns.store_template(
+            connection, digest=bundle.digest, name=bundle.name, files=bundle.files, now=now
+        )
+        if found is not None:
+            campaigns.restart(connection, found.id, values)
+            return found.id
+        values |= {"uid": edition.uid, "job": edition.job, "edition": edition.name, "created_at": now}
+        return campaigns.create(connection, values)
+
+
+def _wipe(campaign_id: int, *, ledger: Database, hold: Callable[[Connection], None]) -> bool:
+    with ledger.write() as connection:
+        hold(connection)
+        return deliveries.wipe(connection, campaign_id, limit=_WIPE_CHUNK) > 0
+
+
+def _stream(
+    edition: Edition,
+    campaign_id: int,
+    template: MailTemplate,
+    *,
+    ledger: Database,
+    source: Database,
+    clock: Clock,
+    hold: Callable[[Connection], None],
+    progress: Callable[[int], None],
+) -> None:
+    with ledger.read() as connection:
+        writer = _Writer(edition.spec, template, campaign_id, key=identity(connection).recipient_key)
+    sql = edition.spec.audience.sql
+    with open_audience(source, edition.files[SQL_PREFIX + sql], key=f"audience.sql ({sql})") as (columns, chunks):
+        check_columns(edition.spec, template, columns)
+        for rows in chunks:
+            with ledger.write() as connection:
+                hold(connection)
+                writer.write(connection, rows, now=clock.now())
+            progress(writer.read)
+
+
+class _Writer:
+    """Turns chunks of audience rows into deliveries with consecutive ordinals."""
+
+    def __init__(self, spec: CampaignSpec, template: MailTemplate, campaign_id: int, *, key: bytes) -> None:
+        self._spec = spec
+        self._campaign_id = campaign_id
+        self._key = key
+        self._used = template.variables - GIVEN_NAMES - spec.shared.keys()
+        self._tail = 0
+        self.read = 0
+
+    def write(self, connection: Connection, rows: list[Row], *, now: datetime) -> None:
+        """Enrols a chunk: once each address, suppressed and invalid ones settled at once."""
+        fresh: dict[bytes, dict[str, Any]] = {}
+        for delivery in self._deliveries(rows, now=now):
+            fresh.setdefault(delivery["recipient_key"], delivery)
+        for key in deliveries.enrolled_keys(connection, self._campaign_id, list(fresh)):
+            del fresh[key]
+        for key in deliveries.suppressed_keys(connection, list(fresh)):
+            if fresh[key]["state"] is DeliveryState.PENDING:
+                fresh[key] |= {"state": DeliveryState.SUPPRESSED, "settled_at": now}
+        for place, delivery in enumerate(fresh.values()):
+            delivery["ordinal"] = self._tail + place
+        deliveries.insert(connection, list(fresh.values()))
+        self.read += len(rows)
+        self._tail += len(fresh)
+        self._check_cap()
+        campaigns.count_enrolled(
+            connection,
+            self._campaign_id,
+            audience=len(rows),
+            duplicates=len(rows) - len(fresh),
+            tail=self._tail,
+        )
+
+    def _check_cap(self) -> None:
+        cap = self._spec.stop_at.recipients
+        if cap is not None and self._tail > cap:
+            raise CapReached(
+                f"stop_at.recipients: the audience has more than {cap:,} recipients; nothing was sent. "
+                "Raise the cap or narrow the audience, apply, and run it again"
+            )
+
+    def _deliveries(self, rows: list[Row], *, now: datetime) -> Iterator[dict[str, Any]]:
+        audience = self._spec.audience
+        for number, row in enumerate(rows, start=self.read):
+            text = row[audience.address]
+            recipient = None if audience.recipient is None else str(row[audience.recipient])
+            delivery: dict[str, Any] = {
+                "campaign_id": self._campaign_id,
+                "recipient": recipient,
+                "fields": {name: row[name] for name in self._used},
+                "state": DeliveryState.PENDING,
+                "settled_at": None,
+                "detail": None,
+            }
+            try:
+                address = parse_address(None if text is None else str(text))
+                delivery |= {
+                    "recipient_key": recipient_key(address.canonical, key=self._key),
+                    "address": address.mailbox,
+                }
+            except InvalidAddress as error:
+                # Every unusable row is listed, so its key is the row and not what it has for an address.
+                unusable = f"\0{number if recipient is None else recipient}\0{text}"
+                delivery |= {
+                    "recipient_key": recipient_key(unusable, key=self._key),
+                    "address": _printable(text),
+                    "state": DeliveryState.REJECTED,
+                    "settled_at": now,
+                    "detail": f"invalid address: {error}",
+                }
+            yield delivery
+
+
+def check_columns(spec: CampaignSpec, template: MailTemplate, columns: list[str]) -> None:
+    """Whether a statement gives what the job and its template need.
+
+    Raises:
+        JobFailed: It does not; every missing column is named.
+    """
+    wanted = [("audience.address", spec.audience.address)]
+    if spec.audience.recipient is not None:
+        wanted.append(("audience.recipient", spec.audience.recipient))
+    needed = template.variables - GIVEN_NAMES - spec.shared.keys()
+    wanted += [(f"template {spec.template}", name) for name in sorted(needed)]
+    missing = [
+        f'{key} wants the column "{name}" ({did_you_mean(name, columns)})'
+        for key, name in wanted
+        if name not in columns
+    ]
+    if missing:
+        raise JobFailed(f"audience.sql ({spec.audience.sql}) does not give every column: " + "; ".join(missing))
+
+
+def _check_growth(connection: Connection, edition: Edition, campaign_id: int) -> None:
+    growth = edition.spec.stop_at.growth
+    before = [
+        other
+        for other in campaigns.latest(connection, job=edition.job, limit=10)
+        if other.id != campaign_id and other.enrolled_at is not None
+    ]
+    if growth is None or not before:
+        return
+    now_enrolled = sum(deliveries.counts(connection, campaign_id).values())
+    then_enrolled = sum(deliveries.counts(connection, before[0].id).values())
+    if now_enrolled > growth * then_enrolled:
+        raise CapReached(
+            f"stop_at.growth: {now_enrolled:,} recipients are more than {growth:g} times the {then_enrolled:,} of "
+            f"{before[0].name}; nothing was sent. If that is right, raise the cap, apply, and run it again"
+        )
+
+
+def _printable(text: object) -> str:
+    """What an unusable address looks like, safe to store and to show."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text or ""))[:254]

@@ -1,0 +1,89 @@
+"""From what the relay said to what is written into the ledger, and when a refused message is tried again."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from maintd.ledger.deliveries import Delivery, Outcome
+from maintd.ledger.states import DeliveryState
+from maintd.retry import Backoff
+from maintd.smtp.session import Result, Verdict
+
+#: RFC 5321 §4.5.4.1 asks for at least 30 minutes between tries in general and a quicker second try or two; greylisting
+#: commonly lets the second try pass after five minutes.
+DEFERRAL = Backoff(first=timedelta(minutes=5), factor=3.0, longest=timedelta(hours=4))
+#: 5 min, 15 min, 45 min, 2 h 15 min, then every 4 h: the last try comes a good day after the first.
+MOST_DEFERRALS = 10
+#: How often a connection may be lost before the dot until a message itself is suspected and waits its turn.
+UNSENT_TRIES = 3
+
+_STATES = {
+    Verdict.ACCEPTED: DeliveryState.SENT,
+    Verdict.REJECTED: DeliveryState.REJECTED,
+    Verdict.UNCERTAIN: DeliveryState.UNCERTAIN,
+}
+
+
+def outcome_of(delivery: Delivery, result: Result, *, now: datetime) -> Outcome:
+    """What a result does to its delivery. `UNSENT`, when it comes here at all, waits like `DEFERRED`."""
+    if result.verdict in (Verdict.DEFERRED, Verdict.UNSENT):
+        return _deferred(delivery, result, now=now)
+    return _outcome(delivery, result, state=_STATES[result.verdict])
+
+
+def cut_off(recipient_key: bytes) -> Outcome:
+    """A message that was on the wire when its sender had to let go of it."""
+    return Outcome(
+        recipient_key=recipient_key,
+        state=DeliveryState.UNCERTAIN,
+        fact=False,
+        phase="dot",
+        detail="its sender was interrupted while the message may have been handed over",
+    )
+
+
+def refused_here(delivery: Delivery, reason: str) -> Outcome:
+    """A message that cannot be made for this recipient."""
+    return Outcome(
+        recipient_key=delivery.recipient_key,
+        state=DeliveryState.REJECTED,
+        fact=False,
+        phase="render",
+        detail=reason[:500],
+    )
+
+
+def _deferred(delivery: Delivery, result: Result, *, now: datetime) -> Outcome:
+    failures = delivery.failures + 1
+    if failures > MOST_DEFERRALS:
+        return _outcome(
+            delivery, result, state=DeliveryState.REJECTED, prefix=f"given up after {failures} tries: "
+        )
+    due_at = now + DEFERRAL.wait(failures=failures, spread=_spread(delivery))
+    return _outcome(delivery, result, state=DeliveryState.DEFERRED, due_at=due_at)
+
+
+def _spread(delivery: Delivery) -> float:
+    """Scatters the tries of many recipients; from the record, so that no randomness is needed."""
+    return delivery.recipient_key[0] / 256
+
+
+def _outcome(
+    delivery: Delivery,
+    result: Result,
+    *,
+    state: DeliveryState,
+    due_at: datetime | None = None,
+    prefix: str = "",
+) -> Outcome:
+    reply = result.reply
+    return Outcome(
+        recipient_key=delivery.recipient_key,
+        state=state,
+        fact=reply is not None,
+        phase=result.phase.value,
+        code=reply.code if reply else None,
+        enhanced=reply.enhanced if reply else None,
+        detail=prefix + (reply.text if reply else result.detail),
+        due_at=due_at,
+    )

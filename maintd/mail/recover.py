@@ -1,0 +1,61 @@
+"""Taking over a batch whose sender vanished: what may have been on the wire becomes doubtful, the rest is free again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy.engine import Connection
+
+from maintd.ledger import batches, campaigns, deliveries
+from maintd.ledger.batches import Batch
+from maintd.ledger.states import DeliveryState
+
+
+def recover(connection: Connection, batch: Batch, *, now: datetime) -> int | None:
+    """Ends the claim of a vanished sender and names what nobody can know.
+
+    Below the mark and unsettled means: its dot may have been written. Above the mark means: it certainly was not.
+
+    Args:
+        connection: Of the ledger; everything happens in its transaction.
+        batch: As it was last seen, its counter standing still.
+        now: When the doubts are dated.
+
+    Returns:
+        How many deliveries became doubtful; None when the sender turned out to be alive.
+    """
+    if not batches.take_from_the_dead(connection, batch):
+        return None
+    # `batch.wire_hi` is up to date: the mark moves together with the counter, which the line above compared.
+    doubtful = deliveries.settle_range(
+        connection,
+        batch.campaign_id,
+        lo=batch.lo,
+        hi=batch.wire_hi,
+        to=DeliveryState.UNCERTAIN,
+        now=now,
+        detail=f"its sender ({batch.owner}) vanished while the message may have been handed over",
+    )
+    campaign = campaigns.get(connection, batch.campaign_id)
+    if doubtful and campaign.spec["uncertain"] == "never_lose":
+        deliveries.resend_doubtful(
+            connection,
+            campaign.id,
+            lo=batch.lo,
+            hi=batch.wire_hi,
+            now=now,
+            max_copies=campaign.spec["max_copies"],
+        )
+    return doubtful
+
+
+def put_back_in_line(connection: Connection, *, now: datetime, limit: int) -> int:
+    """Brings deferred deliveries of every sending campaign whose time has come back into its line.
+
+    Returns:
+        How many came back.
+    """
+    return sum(
+        deliveries.put_back_in_line(connection, campaign.id, now=now, limit=limit)
+        for campaign in campaigns.sending(connection)
+    )
