@@ -1,8 +1,8 @@
 """Opening SQLite and PostgreSQL the same careful way: the ledger's database and the applications' own.
 
 SQLite: every write transaction is `BEGIN IMMEDIATE` (a deferred one that upgrades fails at once, whatever the busy
-timeout), with `synchronous=FULL`; in maintd's own files WAL. PostgreSQL: settings ride in each transaction (`SET LOCAL`), so a PgBouncer in
-transaction mode may stand between.
+timeout), with `synchronous=FULL`; in maintd's own files WAL. PostgreSQL: settings ride in each transaction (`SET
+LOCAL`), so a PgBouncer in transaction mode may stand between.
 """
 
 from __future__ import annotations

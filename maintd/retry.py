@@ -25,7 +25,7 @@ class Backoff:
 
         Args:
             failures: How often it failed so far; at least 1.
-            spread: From 0.0 up to 1.0, drawn by the caller: adds up to a quarter, so that many do not come back at once.
+            spread: From 0.0 up to 1.0, drawn by the caller: adds up to a quarter, to scatter many.
         """
         exponent = min(failures - 1, 64)
         seconds = min(self.first.total_seconds() * self.factor**exponent, self.longest.total_seconds())

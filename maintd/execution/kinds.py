@@ -1,0 +1,284 @@
+"""The kinds of jobs: for each its keys, its queue, the texts it depends on, how to check it and how to run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy.engine import Connection
+
+from maintd.cleanup import rows
+from maintd.clock import new_token
+from maintd.errors import Interrupted
+from maintd.execution import pipelines
+from maintd.execution.pipelines import PipelineSpec
+from maintd.execution.queues import Queue
+from maintd.execution.runtime import Runtime
+from maintd.ledger import campaigns, deliveries, jobs
+from maintd.ledger.runs import Run
+from maintd.ledger.states import RunState
+from maintd.mail import campaign as mailing
+from maintd.mail.audience import columns_of, open_audience
+from maintd.mail.campaign import CampaignSpec
+from maintd.mail.compose import sender_of
+from maintd.mail.enrol import Edition, check_columns, enrol
+from maintd.mail.templates import compile_bundle
+from maintd.ratings import recompute
+from maintd.ratings.spec import RatingsSpec
+from maintd.scheduling.files import Job
+from maintd.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One claimed run, with what it needs.
+
+    Attributes:
+        run: As claimed.
+        job: Its job, as applied.
+        files: The texts it depends on, as applied.
+        runtime: The surroundings.
+        hold: To be called in every transaction on the ledger; raises when the claim is lost.
+        stopping: Asked at every border between batches: whether to stop in order. Raises when the run must not go on.
+        progress: Told what is done so far, by name.
+    """
+
+    run: Run
+    job: Job
+    files: Mapping[str, str]
+    runtime: Runtime
+    hold: Callable[[Connection], None]
+    stopping: Callable[[], bool]
+    progress: Callable[[dict[str, Any]], None]
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether to count only."""
+        return bool(self.run.options.get("dry_run"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """How far a run came when its worker is through with it.
+
+    Attributes:
+        state: `SUCCEEDED`, or `UNDERWAY` when it goes on in rows of its own.
+        result: What was counted.
+        wakes: Queues that have new work.
+    """
+
+    result: dict[str, Any]
+    state: RunState = RunState.SUCCEEDED
+    wakes: frozenset[Queue] = frozenset()
+
+
+def _no_files(_spec: Spec, **_directories: Path) -> dict[str, str]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of job.
+
+    Attributes:
+        name: As job files write it.
+        queue: Where its runs wait for a worker.
+        spec: The model of its keys.
+        run: Carries out a claimed run.
+        examine: Checks an applied or read job against its databases; raises `JobFailed`.
+        read_files: Reads the texts it depends on, to be frozen with it; raises `Problems`.
+    """
+
+    name: str
+    queue: Queue
+    spec: type[Spec]
+    run: Callable[[Work], Done]
+    examine: Callable[[Spec, Mapping[str, str], Runtime], None]
+    read_files: Callable[..., dict[str, str]] = field(default=_no_files)
+
+
+def _run_rows(work: Work) -> Done:
+    spec = cast(rows.RowsSpec, work.job.spec)
+    source = work.runtime.sources.get(spec.source)
+    cutoff_at = work.run.nominal_at - spec.older_than.age
+    if work.dry_run:
+        return Done(result=_counted(rows.dry_run(spec, source, cutoff_at=cutoff_at)))
+    cleaned = rows.clean(
+        spec,
+        source,
+        cutoff_at=cutoff_at,
+        clock=work.runtime.clock,
+        stopping=work.stopping,
+        progress=lambda removed: work.progress({"removed": removed}),
+        pause=time.sleep,
+    )
+    return Done(result=_counted(cleaned))
+
+
+def _examine_rows(spec: Spec, _files: Mapping[str, str], runtime: Runtime) -> None:
+    rows_spec = cast(rows.RowsSpec, spec)
+    rows.examine(rows_spec, runtime.sources.get(rows_spec.source))
+
+
+def _run_ratings(work: Work) -> Done:
+    spec = cast(RatingsSpec, work.job.spec)
+    source = work.runtime.sources.get(spec.source)
+    return Done(
+        result=_counted(
+            recompute.dry_run(spec, source) if work.dry_run else recompute.recompute(spec, source)
+        )
+    )
+
+
+def _examine_ratings(spec: Spec, _files: Mapping[str, str], runtime: Runtime) -> None:
+    ratings_spec = cast(RatingsSpec, spec)
+    recompute.examine(ratings_spec, runtime.sources.get(ratings_spec.source))
+
+
+def _run_campaign(work: Work) -> Done:
+    spec = cast(CampaignSpec, work.job.spec)
+    runtime = work.runtime
+    sender_of(spec, default_from=runtime.settings.mail_from)
+    if work.dry_run:
+        return Done(result=_audience_size(work, spec))
+
+    def hold(connection: Connection) -> None:
+        if work.stopping():
+            raise Interrupted("enrolment was stopped; it begins anew")
+        work.hold(connection)
+
+    enrolled = enrol(
+        _edition(work, spec),
+        ledger=runtime.ledger,
+        source=runtime.sources.get(spec.source),
+        clock=runtime.clock,
+        hold=hold,
+        progress=lambda read: work.progress({"audience": read}),
+    )
+    return Done(
+        state=RunState.UNDERWAY,
+        result={"campaign": enrolled.campaign.name, "resumed": enrolled.resumed},
+        wakes=frozenset({Queue.MAIL_BULK}),
+    )
+
+
+def _edition(work: Work, spec: CampaignSpec) -> Edition:
+    run = work.run
+    name = mailing.edition_of(
+        spec.once_per,
+        nominal_at=run.nominal_at,
+        occurrence=run.occurrence,
+        timezone=run.options.get("timezone", "UTC"),
+    )
+    if run.options.get("new_edition"):
+        with work.runtime.ledger.read() as connection:
+            name = campaigns.free_edition(connection, job=run.job, edition=name, run_id=run.id)
+    return Edition(job=run.job, name=name, run_id=run.id, spec=spec, files=work.files, uid=new_token())
+
+
+def _audience_size(work: Work, spec: CampaignSpec) -> dict[str, Any]:
+    sql = spec.audience.sql
+    source = work.runtime.sources.get(spec.source)
+    key = f"audience.sql ({sql})"
+    with open_audience(source, work.files[mailing.SQL_PREFIX + sql], key=key) as (_, chunks):
+        return {"audience": sum(len(chunk) for chunk in chunks)}
+
+
+def _examine_campaign(spec: Spec, files: Mapping[str, str], runtime: Runtime) -> None:
+    campaign = cast(CampaignSpec, spec)
+    sender_of(campaign, default_from=runtime.settings.mail_from)
+    source = runtime.sources.get(campaign.source)
+    template = compile_bundle(mailing.bundle_of(campaign, files))
+    queries = {"audience.sql": campaign.audience.sql}
+    queries |= {f"shared.{name}": sql for name, sql in campaign.shared.items()}
+    columns = {
+        key: columns_of(source, files[mailing.SQL_PREFIX + sql], key=f"{key} ({sql})")
+        for key, sql in queries.items()
+    }
+    check_columns(campaign, template, columns["audience.sql"])
+
+
+def _run_pipeline(work: Work) -> Done:
+    runtime = work.runtime
+    with runtime.ledger.write() as connection:
+        work.hold(connection)
+        kinds_of = {job.name: job.kind for job in jobs.every(connection)}
+
+        def step_job(name: str) -> tuple[str, Queue] | None:
+            kind = KINDS.get(kinds_of.get(name, ""))
+            return (kind.name, kind.queue) if kind else None
+
+        pipelines.expand(
+            connection,
+            work.run,
+            cast(PipelineSpec, work.job.spec),
+            step_job=step_job,
+            now=runtime.clock.now(),
+        )
+    return Done(state=RunState.UNDERWAY, result={})
+
+
+def _examine_pipeline(_spec: Spec, _files: Mapping[str, str], _runtime: Runtime) -> None:
+    """A pipeline touches no database; that its steps are jobs is checked with the other files."""
+
+
+def _counted(result: Any) -> dict[str, Any]:
+    """A feature's counts in the form in which a run keeps them."""
+    return {
+        name: value.isoformat() if hasattr(value, "isoformat") else value
+        for name, value in dataclasses.asdict(result).items()
+    }
+
+
+def mailed(connection: Connection, campaign_id: int) -> dict[str, Any]:
+    """What a campaign came to, as its run keeps it."""
+    campaign = campaigns.get(connection, campaign_id)
+    counts = deliveries.counts(connection, campaign_id)
+    return {
+        "campaign": campaign.name,
+        "audience": campaign.audience,
+        "duplicates": campaign.duplicates,
+        **{state.value: count for state, count in counts.items() if count},
+    }
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            name="cleanup.rows",
+            queue=Queue.MAINTENANCE,
+            spec=rows.RowsSpec,
+            run=_run_rows,
+            examine=_examine_rows,
+        ),
+        Kind(
+            name="ratings",
+            queue=Queue.RATINGS,
+            spec=RatingsSpec,
+            run=_run_ratings,
+            examine=_examine_ratings,
+        ),
+        Kind(
+            name="campaign",
+            queue=Queue.MAINTENANCE,
+            spec=CampaignSpec,
+            run=_run_campaign,
+            examine=_examine_campaign,
+            read_files=mailing.read_files,
+        ),
+        Kind(
+            name="pipeline",
+            queue=Queue.CONTROL,
+            spec=PipelineSpec,
+            run=_run_pipeline,
+            examine=_examine_pipeline,
+        ),
+    )
+}
+
+SPECS: Mapping[str, type[Spec]] = {kind.name: kind.spec for kind in KINDS.values()}

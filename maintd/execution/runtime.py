@@ -1,0 +1,56 @@
+"""What every daemon and command works with: settings, ledger, sources, clock, and a name for itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from maintd.clock import Clock
+from maintd.config.settings import Settings
+from maintd.database import Database
+from maintd.ledger.engine import open_ledger
+from maintd.sources.connect import Sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The opened surroundings of one process.
+
+    Attributes:
+        owner: `host:pid`, written into every claim of this process.
+    """
+
+    settings: Settings
+    ledger: Database
+    sources: Sources
+    clock: Clock
+    owner: str
+
+    def close(self) -> None:
+        """Closes every database."""
+        self.sources.dispose()
+        self.ledger.dispose()
+
+
+def open_runtime(settings: Settings, *, clock: Clock) -> Runtime:
+    """Opens the ledger; sources are opened when they are first used.
+
+    Raises:
+        SchemaUnknown: The ledger has not the schema of this version.
+        Unavailable: The ledger does not answer.
+    """
+    timeout = settings.statement_timeout
+    return Runtime(
+        settings=settings,
+        ledger=open_ledger(settings.database_url.get_secret_value(), statement_timeout=timeout),
+        sources=open_sources(settings),
+        clock=clock,
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+    )
+
+
+def open_sources(settings: Settings) -> Sources:
+    """The sources of these settings."""
+    urls = {name: url.get_secret_value() for name, url in settings.source_urls.items()}
+    return Sources(urls, statement_timeout=settings.statement_timeout)

@@ -1,0 +1,94 @@
+"""What a worker process does when it is woken: takes due work from the ledger until there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from maintd.execution import executor, mailings
+from maintd.execution.queues import MAIL_QUEUES, Queue
+from maintd.execution.runtime import Runtime
+from maintd.ledger import batches
+from maintd.mail.pump import Pump, PumpSettings
+from maintd.smtp.pool import SessionPool
+from maintd.smtp.relays import parse_relay_url
+from maintd.smtp.session import Timeouts
+
+
+class Worker:
+    """One process's capacity to work. Its event loop lives as long as the process."""
+
+    def __init__(self, runtime: Runtime, *, stopping: Callable[[], bool]) -> None:
+        """Prepares the pump; the relay is not contacted yet.
+
+        Args:
+            runtime: The surroundings.
+            stopping: Whether an orderly stop was asked for.
+
+        Raises:
+            Problems: The relay's URL is not usable.
+        """
+        self.runtime = runtime
+        self._stopping = stopping
+        self._loop = asyncio.Runner()
+        self._pump = _pump(runtime)
+
+    def work(self, queue: Queue) -> set[Queue]:
+        """Takes due work of a queue until there is none or the budget is spent.
+
+        Returns:
+            Queues that have new work.
+
+        Raises:
+            Unavailable: The ledger or the relay does not answer.
+        """
+        if queue in MAIL_QUEUES:
+            return self._mail(queue)
+        return executor.drain(
+            queue, self.runtime, stopping=self._stopping, budget=self.runtime.settings.wake_budget
+        ).wakes
+
+    def close(self) -> None:
+        """Ends the event loop."""
+        self._loop.close()
+
+    def _mail(self, queue: Queue) -> set[Queue]:
+        clock = self.runtime.clock
+        until_s = clock.monotonic_s() + self.runtime.settings.wake_budget.total_seconds()
+        self._loop.run(self._pump.run(stopping=lambda: self._stopping() or clock.monotonic_s() > until_s))
+        with self.runtime.ledger.write() as connection:
+            ready = mailings.conclude(connection, now=clock.now())
+            return ready | ({queue} if batches.has_work(connection) else set())
+
+
+def _pump(runtime: Runtime) -> Pump:
+    settings = runtime.settings
+    sessions = SessionPool(
+        parse_relay_url(settings.smtp_url.get_secret_value(), where="MAINTD_SMTP_URL"),
+        connections=settings.smtp_connections,
+        timeouts=timeouts_of(runtime),
+        hello=settings.smtp_hello,
+    )
+    return Pump(
+        ledger=runtime.ledger,
+        sessions=sessions,
+        settings=PumpSettings(
+            batch=settings.mail_batch,
+            lease=settings.lease,
+            heartbeat=settings.heartbeat,
+            default_from=settings.mail_from,
+            redirect=settings.mail_redirect,
+        ),
+        clock=runtime.clock,
+        owner=runtime.owner,
+    )
+
+
+def timeouts_of(runtime: Runtime) -> Timeouts:
+    """The SMTP timeouts of these settings."""
+    settings = runtime.settings
+    return Timeouts(
+        connect_s=settings.smtp_connect_timeout.total_seconds(),
+        command_s=settings.smtp_command_timeout.total_seconds(),
+        dot_s=settings.smtp_dot_timeout.total_seconds(),
+    )

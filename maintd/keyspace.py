@@ -1,0 +1,200 @@
+"""maintd's own keys in Redis. Everything here can be lost at any time: the ledger has the truth.
+
+| key | type | what |
+|---|---|---|
+| `maintd:<queue>` | list | wake tokens, written by Celery's transport |
+| `maintd:unacked…`, `maintd:_kombu…` | hash, zset, set | the transport's own book-keeping |
+| `maintd:redbeat:<job>` | hash | a job as RedBeat's tools show it |
+| `maintd:redbeat::schedule` | zset | job keys by next instant, in whole seconds of UTC |
+| `maintd:redbeat::lock` | string | the token of the leading beat, with a time to live |
+| `maintd:redbeat::mirror` | string | which state of which ledger the two above were built from |
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import redis
+
+from maintd.errors import ClaimLost, Unavailable
+
+PREFIX = "maintd:"
+REDBEAT_PREFIX = f"{PREFIX}redbeat:"
+SCHEDULE = f"{REDBEAT_PREFIX}:schedule"
+LOCK = f"{REDBEAT_PREFIX}:lock"
+MIRROR = f"{REDBEAT_PREFIX}:mirror"
+
+_CONNECT_TIMEOUT_S = 5
+_ANSWER_TIMEOUT_S = 10
+_MIRROR_CHUNK = 500
+
+_RENEW = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
+_RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+# KEYS: lock, schedule. ARGV: token, then key and score in turn; an empty score takes the key out.
+_RESCHEDULE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+for i = 2, #ARGV, 2 do
+  if ARGV[i + 1] == '' then redis.call('ZREM', KEYS[2], ARGV[i])
+  else redis.call('ZADD', KEYS[2], ARGV[i + 1], ARGV[i]) end
+end
+return 1
+"""
+# KEYS: lock, then entry keys. ARGV: token, then one definition for each entry; an empty one deletes the entry.
+_DEFINE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+for i = 2, #KEYS do
+  if ARGV[i] == '' then redis.call('DEL', KEYS[i])
+  else redis.call('HSET', KEYS[i], 'definition', ARGV[i], 'meta', '{"last_run_at": null}') end
+end
+return 1
+"""
+_STAMP = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2])
+return 1
+"""
+
+
+class Keyspace:
+    """maintd's own connection to Redis. Every write of the leading beat compares its token first."""
+
+    def __init__(self, url: str) -> None:
+        """Prepares the connection; nothing is opened before the first use.
+
+        Args:
+            url: `redis://`, `rediss://` or `unix://`.
+        """
+        self._client = redis.Redis.from_url(
+            url,
+            socket_connect_timeout=_CONNECT_TIMEOUT_S,
+            socket_timeout=_ANSWER_TIMEOUT_S,
+            health_check_interval=25,
+            decode_responses=True,
+        )
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def ping(self) -> None:
+        """Asks whether Redis is there.
+
+        Raises:
+            Unavailable: It is not.
+        """
+        with _answering():
+            self._client.ping()
+
+    def maxmemory_policy(self) -> str:
+        """What Redis does when its memory is full; empty when it will not say."""
+        with _answering():
+            return str(self._client.info("memory").get("maxmemory_policy", ""))
+
+    def queue_length(self, queue: str) -> int:
+        """Wake tokens waiting in a queue."""
+        with _answering():
+            return self._client.llen(PREFIX + queue)
+
+    def acquire_lock(self, token: str, *, ttl: timedelta) -> bool:
+        """Tries to become the leader."""
+        with _answering():
+            return bool(self._client.set(LOCK, token, nx=True, px=_ms(ttl)))
+
+    def renew_lock(self, token: str, *, ttl: timedelta) -> bool:
+        """Stays the leader; False when somebody else is."""
+        with _answering():
+            return bool(self._client.eval(_RENEW, 1, LOCK, token, str(_ms(ttl))))
+
+    def release_lock(self, token: str) -> None:
+        """Steps down, if still the leader."""
+        with _answering():
+            self._client.eval(_RELEASE, 1, LOCK, token)
+
+    def leader_ttl(self) -> timedelta | None:
+        """How long the present leader's lock still holds; None when nobody leads."""
+        with _answering():
+            left_ms = self._client.pttl(LOCK)
+        return timedelta(milliseconds=left_ms) if left_ms > 0 else None
+
+    def mirrored(self) -> str | None:
+        """What the mirror says it was built from; None when there is no mirror."""
+        with _answering():
+            return cast("str | None", self._client.get(MIRROR))
+
+    def due_jobs(self, *, now: datetime, limit: int) -> list[str]:
+        """Names of the jobs whose instant has come, by the mirror."""
+        with _answering():
+            keys = self._client.zrange(SCHEDULE, 0, int(now.timestamp()), byscore=True, offset=0, num=limit)
+        return [key.removeprefix(REDBEAT_PREFIX) for key in cast(Sequence[str], keys)]
+
+    def next_due(self) -> float | None:
+        """When the first job is due, in seconds of UTC; None when none ever is."""
+        with _answering():
+            first = cast("list[tuple[str, float]]", self._client.zrange(SCHEDULE, 0, 0, withscores=True))
+        return first[0][1] if first else None
+
+    def reschedule(self, token: str, next_at: Mapping[str, datetime | None]) -> None:
+        """Moves jobs in the mirror.
+
+        Raises:
+            ClaimLost: The token is not the leader's.
+        """
+        for chunk in _chunks(list(next_at.items())):
+            arguments = [token]
+            for job, at in chunk:
+                arguments += [REDBEAT_PREFIX + job, "" if at is None else str(int(at.timestamp()))]
+            self._guarded(_RESCHEDULE, [LOCK, SCHEDULE], arguments)
+
+    def rebuild_mirror(
+        self,
+        token: str,
+        *,
+        definitions: Mapping[str, str],
+        next_at: Mapping[str, datetime | None],
+        built_from: str,
+    ) -> None:
+        """Makes the mirror anew: definitions and next instants of all jobs; what is not named is removed.
+
+        Raises:
+            ClaimLost: The token is not the leader's.
+        """
+        with _answering():
+            known = cast("list[str]", self._client.zrange(SCHEDULE, 0, -1))
+        stale = {key.removeprefix(REDBEAT_PREFIX) for key in known} - definitions.keys()
+        for chunk in _chunks([*definitions.items(), *((job, "") for job in stale)]):
+            keys = [LOCK, *(REDBEAT_PREFIX + job for job, _ in chunk)]
+            self._guarded(_DEFINE, keys, [token, *(definition for _, definition in chunk)])
+        self.reschedule(token, {**next_at, **dict.fromkeys(stale)})
+        self._guarded(_STAMP, [LOCK, MIRROR], [token, built_from])
+
+    def _guarded(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> None:
+        with _answering():
+            done = self._client.eval(script, len(keys), *keys, *arguments)
+        if not done:
+            raise ClaimLost("this beat does not lead any more")
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError) as error:
+        raise Unavailable(f"Redis does not answer: {error}") from error
+
+
+def _ms(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)
+
+
+def _chunks(items: Sequence[tuple[str, Any]]) -> Iterator[Sequence[tuple[str, Any]]]:
+    for start in range(0, len(items), _MIRROR_CHUNK):
+        yield items[start : start + _MIRROR_CHUNK]

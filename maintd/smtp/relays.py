@@ -1,0 +1,146 @@
+"""Where mail is handed over: the relay of a URL."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from maintd.errors import Problem, Problems
+
+_CURE = "write it like smtp://localhost, smtp+starttls://user:password@mail.example.com or smtps://mail.example.com:465"
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Security(StrEnum):
+    """How a connection to a relay is protected. Never opportunistically: that would be strippable."""
+
+    PLAIN = "plain"  #: not at all; for a relay on this machine or in the same trusted network
+    STARTTLS = "starttls"  #: upgraded by STARTTLS, or not used
+    TLS = "tls"  #: TLS from the first byte (RFC 8314 §3.3)
+
+
+_SCHEMES = {"smtp": Security.PLAIN, "smtp+starttls": Security.STARTTLS, "smtps": Security.TLS}
+_PORTS = {Security.PLAIN: 25, Security.STARTTLS: 587, Security.TLS: 465}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relay:
+    """An SMTP server that takes the mail.
+
+    Attributes:
+        host: Name or address; an IPv6 address without brackets.
+        port: TCP port.
+        security: How the connection is protected.
+        username: For AUTH; empty means no AUTH.
+        password: For AUTH.
+    """
+
+    host: str
+    port: int
+    security: Security
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+
+    @property
+    def where(self) -> str:
+        """Its URL for logs and errors: scheme, host and port, nothing secret."""
+        scheme = next(name for name, security in _SCHEMES.items() if security == self.security)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
+
+
+def parse_relay_url(url: str, *, where: str = "relay URL") -> Relay:
+    """Reads `smtp://`, `smtp+starttls://` or `smtps://` with `[user:password@]host[:port]`.
+
+    Default ports are 25, 587 and 465. User and password are percent-encoded.
+
+    Args:
+        url: The URL.
+        where: What errors call it: the name of the setting.
+
+    Raises:
+        Problems: Everything wrong with it. Their text repeats no part of the URL: a password with a stray "/" or "#"
+            would make any part of it the password.
+    """
+    parts = _split(url, where=where)
+    security = _SCHEMES[parts.scheme]
+    username, password = _unquoted(parts.username), _unquoted(parts.password)
+    wrong = [*_wrong_address(parts), *_wrong_login(username, password)]
+    if username and security is Security.PLAIN and not _is_loopback(parts.hostname or ""):
+        wrong.append("the password would go over the network in the clear; use smtp+starttls:// or smtps://")
+    if wrong or username is None or password is None:
+        raise Problems([Problem(where=where, what=what, cure=_CURE) for what in wrong])
+    return Relay(
+        host=parts.hostname or "",
+        port=_port(parts) or _PORTS[security],
+        security=security,
+        username=username,
+        password=password,
+    )
+
+
+def _split(url: str, *, where: str) -> SplitResult:
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:
+        raise Problems([Problem(where=where, what="it is not a URL", cure=_CURE)]) from None
+    if parts.scheme not in _SCHEMES or not parts.netloc:
+        raise Problems([Problem(where=where, what="it is not the URL of an SMTP relay", cure=_CURE)])
+    return parts
+
+
+def _wrong_address(parts: SplitResult) -> list[str]:
+    wrong = []
+    if not _is_host(parts.hostname or ""):
+        wrong.append("its host is missing or neither a name nor an address")
+    if _port(parts) == 0:
+        wrong.append("its port is not a number from 1 to 65535")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        wrong.append(
+            'something follows the host and port; "/", "?" and "#" in a password are written %2F, %3F and %23'
+        )
+    return wrong
+
+
+def _wrong_login(username: str | None, password: str | None) -> list[str]:
+    if username is None or password is None:
+        return ["its user or password is not percent-encoded UTF-8, or has a control character"]
+    if bool(username) != bool(password):
+        return ["it has a user without a password, or a password without a user"]
+    return []
+
+
+def _unquoted(text: str | None) -> str | None:
+    try:
+        plain = unquote(text or "", errors="strict")
+    except UnicodeDecodeError:
+        return None
+    return None if _CONTROL.search(plain) else plain
+
+
+def _port(parts: SplitResult) -> int | None:
+    """The port that is given, None if there is none, 0 if it is not one."""
+    try:
+        return parts.port
+    except ValueError:
+        return 0
+
+
+def _is_host(host: str) -> bool:
+    return _HOST.fullmatch(host) is not None or _address(host) is not None
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

@@ -1,0 +1,52 @@
+"""A mail server beside synchronous tests: the sink on an event loop of its own, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from maintd.clock import SystemClock
+from maintd.smtp.faults import Script
+from maintd.smtp.sink import Sink
+
+T = TypeVar("T")
+
+
+class SinkThread:
+    """`with SinkThread(tmp_path / "mail") as sink: … sink.url …`.
+
+    Attributes:
+        sink: The server. Read it, but await on it only through this class.
+        port: Where it listens, on 127.0.0.1.
+        url: That as a relay URL.
+    """
+
+    def __init__(self, mailbox: Path | None, *, store: bool = True, script: Script | None = None) -> None:
+        self.sink = Sink(mailbox, clock=SystemClock(), store=store, script=script)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sink", daemon=True)
+
+    def __enter__(self) -> SinkThread:
+        self._thread.start()
+        self.port = self._run(self.sink.start())
+        self.url = f"smtp://127.0.0.1:{self.port}"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self.sink.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def wait_for(self, count: int, *, timeout: float = 30.0) -> None:
+        """Returns once so many messages were accepted; raises `TimeoutError` if that takes too long."""
+        self._run(asyncio.wait_for(self.sink.wait_for(count), timeout))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
