@@ -15,10 +15,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import redis
 
+from maintd.config.settings import Settings
 from maintd.errors import ClaimLost, Unavailable
 
 PREFIX = "maintd:"
@@ -62,6 +64,18 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2])
 return 1
 """
+
+
+def redis_url_of(settings: Settings) -> str:
+    """Where Redis is: the configured one, else the socket of the server that `maintd up` embeds."""
+    if settings.redis_url is not None:
+        return settings.redis_url.get_secret_value()
+    return f"unix://{embedded_socket(settings)}"
+
+
+def embedded_socket(settings: Settings) -> Path:
+    """The Unix socket of the embedded server, in the state directory."""
+    return settings.state_dir / "valkey" / "valkey.sock"
 
 
 class Keyspace:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from maintd.broker.app import make_app
 from maintd.config.settings import Settings
 from maintd.errors import Unavailable
 from maintd.execution.queues import MAIL_QUEUES, Queue
-from maintd.keyspace import Keyspace
+from maintd.execution.wake import Wake
+from maintd.keyspace import Keyspace, redis_url_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,3 +44,11 @@ class CeleryWake:
         slots = self._settings.mail_processes if mail else self._settings.worker_processes
         for _ in range(slots - self._keyspace.queue_length(queue)):
             self._app.send_task(TASK, args=[queue.value], queue=queue.value, retry=False)
+
+
+@contextlib.contextmanager
+def open_wake(settings: Settings) -> Iterator[Wake]:
+    """Wakes workers from a process that is none itself."""
+    url = redis_url_of(settings)
+    with contextlib.closing(Keyspace(url)) as keyspace, make_app(settings, redis_url=url) as app:
+        yield CeleryWake(app, keyspace, settings)

@@ -22,6 +22,8 @@ def run_worker(app: Celery, *, runtime: Runtime, wake: Wake, queues: Collection[
         stopping.set()
 
     signals.worker_shutting_down.connect(stop, weak=False)
+    # Somebody listens, so Celery leaves our logging as it is.
+    signals.setup_logging.connect(_keep_logging, weak=False)
     worker = Worker(runtime, stopping=stopping.is_set)
     register(app, worker, wake)
     try:
@@ -37,3 +39,7 @@ def run_worker(app: Celery, *, runtime: Runtime, wake: Wake, queues: Collection[
         ).start()
     finally:
         worker.close()
+
+
+def _keep_logging(**_: object) -> None:
+    """Logging is set up already."""

@@ -40,9 +40,10 @@ def cli(context: click.Context, env_file: Path | None) -> None:
 
 def _register() -> None:
     """Puts the commands of every module under the one group."""
-    from maintd.cli import configuration, daemons, demo, jobs, mail
+    import importlib
+    import importlib.util
 
-    for module in (configuration, jobs, mail, daemons, demo):
+    for module in [importlib.import_module(f"maintd.cli.{m}") for m in ("configuration", "jobs", "mail", "daemons", "demo") if importlib.util.find_spec(f"maintd.cli.{m}")]:
         for command in module.COMMANDS:
             cli.add_command(command)
 

@@ -206,6 +206,12 @@ class Settings(BaseModel):
         """Where each value came from, by variable: "environment", "credential smtp_url", "maintd.env:12", "default"."""
         return self._came_from
 
+    def with_redis(self, url: str) -> Settings:
+        """The same settings with another broker, such as the embedded one."""
+        changed = self.model_copy(update={"redis_url": SecretStr(url)})
+        changed._came_from = self._came_from
+        return changed
+
     def public(self) -> list[tuple[str, str, str]]:
         """What people may see: variable, value with passwords masked, and where it came from."""
         return [

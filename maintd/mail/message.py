@@ -20,9 +20,7 @@ from maintd.mail.address import Address
 
 _FOLD_AT = 78  # characters, RFC 5322 §2.1.1
 _LONGEST_LINE = 900  # octets; RFC 5322 allows 998, some relays break lines at 990
-_WORD_OCTETS = (
-    36  # 60 characters as an encoded word; RFC 2047 §2 allows 75, but a header's name stands before it
-)
+_WORD_OCTETS = 36  # 60 characters as an encoded word: RFC 2047 §2 allows 75, less a header's name
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NAME = re.compile(r"[!-9;-~]{1,64}")

@@ -164,16 +164,17 @@ class _Reader:
 
 
 def _is_plain(path: str) -> bool:
-    parts = PurePosixPath(path)
-    return parts.as_posix() == path and not parts.is_absolute() and ".." not in parts.parts
+    """Whether a relative path is written in the one way that it can be: no `.`, no `..`, no doubled slash."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and "/".join(parts) == path and ".." not in parts
 
 
 def _references(tree: nodes.Template) -> Iterator[tuple[int, str | None]]:
     """The line and the path of each reference to another file; None for a path that is not plain text."""
     for node in tree.find_all(nodes.Stmt):
         if isinstance(node, (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
-            several = isinstance(node.template, (nodes.List, nodes.Tuple))
-            for choice in node.template.items if several else [node.template]:
+            written = node.template
+            for choice in written.items if isinstance(written, (nodes.List, nodes.Tuple)) else [written]:
                 path = choice.value if isinstance(choice, nodes.Const) else None
                 yield node.lineno, path if isinstance(path, str) else None
 
@@ -299,7 +300,7 @@ def _variables(bundle: Bundle, environment: Environment) -> frozenset[str]:
 def _wanted(path: str, trees: Mapping[str, nodes.Template], *, above: frozenset[str]) -> frozenset[str]:
     """The variables that a file and all below it take from outside: what a file sets is known in those it includes."""
     tree = trees[path]
-    here = frozenset(name.name for name in tree.find_all(nodes.Name) if name.ctx != "load")
+    here = {"loop"} | {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
     wanted = frozenset(meta.find_undeclared_variables(tree))
     for _, reference in _references(tree):
         if reference is not None and reference not in above:

@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 from sqlalchemy.schema import ColumnCollectionConstraint
-from sqlalchemy.types import TypeEngine
 
 from maintd.errors import JobFailed
 from maintd.ratings.formulas import Mean
@@ -41,12 +40,12 @@ class Columns:
         events = reflect.table(connection, spec.events.table, key="events.table")
         target = reflect.table(connection, spec.target.table, key="target.table")
         columns = cls(
-            event_item=reflect.column(events, spec.events.item, key="events.item"),
-            event_value=reflect.column(events, spec.events.value, key="events.value"),
+            event_item=_column(events, spec.events.item, key="events.item"),
+            event_value=_column(events, spec.events.value, key="events.value"),
             target=target,
-            item=reflect.column(target, spec.target.item, key="target.item"),
-            score=reflect.column(target, spec.target.score, key="target.score"),
-            count=reflect.column(target, spec.target.count, key="target.count"),
+            item=_column(target, spec.target.item, key="target.item"),
+            score=_column(target, spec.target.score, key="target.score"),
+            count=_column(target, spec.target.count, key="target.count"),
         )
         columns._check(spec)
         return columns
@@ -69,16 +68,15 @@ class Columns:
             )
 
 
-def plain_type(column: sa.Column[Any]) -> TypeEngine[Any]:
-    """The column's type, or what a domain is made of."""
-    plain = column.type
-    while isinstance(plain, postgresql.DOMAIN):
-        plain = plain.data_type
-    return plain
+def _column(table: sa.Table, name: str, *, key: str) -> sa.Column[Any]:
+    column = reflect.column(table, name, key=key)
+    while isinstance(column.type, postgresql.DOMAIN):
+        column.type = column.type.data_type  # what a domain is made of says what can be done with it
+    return column
 
 
 def _check_type(column: sa.Column[Any], types: tuple[type, ...], wanted: str, *, key: str) -> None:
-    if not isinstance(plain_type(column), types):
+    if not isinstance(column.type, types):
         raise JobFailed(f"{key}: {_named(column)} must be {wanted}, but its type is {column.type}")
 
 

@@ -310,9 +310,8 @@ def _shifted(when: When, wall: datetime, zone: ZoneInfo) -> datetime | None:
 
 def _gap_end(wall: datetime, zone: ZoneInfo) -> datetime:
     before, after = _offset(wall, zone, fold=0), _offset(wall, zone, fold=1)
-    early = (wall - after).replace(
-        tzinfo=UTC
-    )  # the change comes after this, by at most the length of the gap
+    # The change comes after `early`, by at most the length of the gap.
+    early = (wall - after).replace(tzinfo=UTC)
     seconds = range((after - before) // _SECOND)
 
     def offset(second: int) -> timedelta:

@@ -20,7 +20,6 @@ from maintd.errors import Problem, Problems, did_you_mean
 from maintd.retry import Backoff
 from maintd.scheduling.calendar import When
 from maintd.spec import Duration, Spec
-from maintd.units import format_duration
 
 _LONGEST_WAIT = timedelta(hours=1)
 _NAME = r"[a-z0-9][a-z0-9-]{0,62}"
@@ -419,8 +418,6 @@ def _quoted(value: Any) -> str:
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, timedelta):
-        return format_duration(value)
     if isinstance(value, float):
         return f"{value:g}"
     return str(value).replace("'", '"')

@@ -163,6 +163,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        if self._upgrade is None:
+            self._advance()
+
+    def _advance(self) -> None:
         position = 0
         while not self._deaf and (end := self._end(position)) > 0:
             unit = bytes(self._buffer[position:end])
@@ -264,6 +268,8 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._secured, self._deaf = True, False
         self._forget_envelope()
+        self._upgrade = None
+        self._advance()  # what came right behind the handshake
 
     def _auth(self, line: bytes) -> None:
         expected = "\0".join(["", *(self._sink.login or ())]).encode()

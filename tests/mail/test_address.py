@@ -63,6 +63,12 @@ def test_254_octets_are_accepted_and_one_more_is_refused(labels: str) -> None:
     assert refusal.value.fault is Fault.TOO_LONG
 
 
+def test_octets_count_not_characters() -> None:
+    with pytest.raises(InvalidAddress) as refusal:
+        parse_address(f"ada@{('ü' * 30 + '.') * 5}example")
+    assert refusal.value.fault is Fault.TOO_LONG
+
+
 def test_a_huge_text_is_refused_without_being_read() -> None:
     with pytest.raises(InvalidAddress) as refusal:
         parse_address("ü" * 10_000_000)

@@ -139,8 +139,11 @@ def test_a_display_name_reads_back_as_it_was_written(to_name: str) -> None:
         assert str(make_header(decode_header(phrase))) == to_name
 
 
-@pytest.mark.parametrize("to_name", ["Ada", "Ada Müller", "Müller, Ada", 'Ada "A." L.', "Ada (L)", "<ada>"])
-def test_everyday_names_are_read_by_the_standard_parser(to_name: str) -> None:
+@pytest.mark.parametrize(
+    "to_name",
+    ["Ada", "Ada Müller", "Müller, Ada", 'Ada "A." L.', "Ada (L)", "<ada>", "A  L", " A ", "=?utf-8?q?x?="],
+)
+def test_the_standard_parser_reads_a_name_as_it_was_written(to_name: str) -> None:
     message = parse(build_message(replace(MINIMAL, to_name=to_name)))
     assert message["to"].addresses[0].display_name == to_name
 
@@ -149,7 +152,22 @@ def test_headers_are_folded_at_78() -> None:
     octets = build_message(replace(RICH, subject="word " * 60 + "word", to_name="Ünü " * 40))
     head = octets.partition(b"\r\n\r\n")[0].split(b"\r\n")
     assert max(map(len, head)) <= 78
-    assert all(part.strip() for part in head)
+
+
+def test_no_line_of_a_folded_header_is_empty() -> None:
+    octets = build_message(replace(RICH, subject=f"{'w' * 100} {'v' * 100}"))
+    assert f"\r\nSubject: {'w' * 100}\r\n {'v' * 100}\r\n".encode() in octets
+
+
+@given(line)
+@example("a" + "ü" * 100)
+def test_every_encoded_word_holds_whole_characters(subject: str) -> None:
+    header = raw_header(build_message(replace(MINIMAL, subject=subject)), "Subject")
+    for word in re.findall(r"=\?utf-8\?[bq]\?[^ ?]*\?=", header):
+        ((octets, charset),) = decode_header(word)
+        assert isinstance(octets, bytes)
+        assert octets.decode(str(charset))
+        assert len(word) <= 75
 
 
 def test_the_same_record_gives_the_same_octets() -> None:

@@ -246,7 +246,7 @@ BAD_KEYS = {
     "retry = { attempts = 21 }": "retry.attempts: must be at most 20",
     "share = 1.5": "share: must be at most 1",
     "share = nan": "share: must be a finite number",
-    'age = "5 s"': "age: must be at least 30 s",
+    'age = "5 s"': "age: must be at least 30 seconds",
     'code = "a"': "code: must have at least 2 characters",
     'code = "A1"': "code: must match the pattern ^[a-z]+$",
     'tags = ["a", "b", "c"]': "tags: must have at most 2 entries, not 3",
@@ -264,7 +264,8 @@ BAD_KEYS = {
 def test_a_bad_key_is_named_in_one_plain_sentence(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.toml").write_text(f'[x]\nkind = "mail"\ntemplate = "x"\n{line}\n')
     (problem,) = problems_of(tmp_path)
-    assert problem.startswith(f"a.toml: [x] {BAD_KEYS[line]}")
+    expected = f"a.toml: [x] {BAD_KEYS[line]}"
+    assert problem.startswith(expected) if expected.endswith(" ") else problem == expected
     assert "nput" not in problem
 
 

@@ -1,0 +1,136 @@
+"""A tree of child processes: started, started again when they die, stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from maintd.clock import Clock
+from maintd.retry import Backoff
+
+logger = logging.getLogger(__name__)
+
+#: Quick after a single death, slow for a child that cannot live.
+_RESTART = Backoff(first=timedelta(milliseconds=200), factor=2.0, longest=timedelta(seconds=30))
+#: A child that lived this long was well: its next death counts as the first.
+_WELL_AFTER_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child:
+    """A process to keep running.
+
+    Attributes:
+        name: What to call it in the log.
+        command: Program and arguments.
+        environment: Its whole environment.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Death:
+    """A child that ended.
+
+    Attributes:
+        status: As `waitpid` gave it: the exit code, or minus the number of the signal that killed it.
+    """
+
+    name: str
+    pid: int
+    status: int
+
+
+class Supervisor:
+    """Keeps children running. All of it belongs to one event loop, in the main thread."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        stop_timeout: timedelta,
+        on_death: Callable[[Death], None] = lambda _: None,
+    ) -> None:
+        self._clock = clock
+        self._stop_timeout_s = stop_timeout.total_seconds()
+        self._on_death = on_death
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+
+    def pid(self, name: str) -> int | None:
+        """The pid of a child that is running now."""
+        process = self._processes.get(name)
+        return process.pid if process else None
+
+    async def start(self, child: Child) -> None:
+        """Starts a child and keeps it running from now on."""
+        process = await self._spawn(child)
+        self._keepers[child.name] = asyncio.create_task(self._keep(child, process))
+
+    async def stop(self) -> None:
+        """Stops all children, the last started first; what does not end in time is killed."""
+        for name, keeper in reversed(self._keepers.items()):
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
+            if process := self._processes.pop(name, None):
+                await self._end(name, process)
+        self._keepers.clear()
+
+    async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "maintd.supervise.tether",
+            *child.command,
+            env=child.environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            # A Ctrl-C at the terminal is for the supervisor; it stops the children in order.
+            start_new_session=True,
+        )
+        logger.info("%s started with pid %d", child.name, process.pid)
+        self._processes[child.name] = process
+        return process
+
+    async def _keep(self, child: Child, process: asyncio.subprocess.Process) -> None:
+        deaths = 0
+        while True:
+            born_s = self._clock.monotonic_s()
+            status = await process.wait()
+            self._processes.pop(child.name, None)
+            self._on_death(Death(name=child.name, pid=process.pid, status=status))
+            deaths = 1 if self._clock.monotonic_s() - born_s > _WELL_AFTER_S else deaths + 1
+            wait = _RESTART.wait(failures=deaths)
+            logger.warning(
+                "%s (pid %d) %s; started again in %.1f s",
+                child.name,
+                process.pid,
+                how_it_ended(status),
+                wait.total_seconds(),
+            )
+            await asyncio.sleep(wait.total_seconds())
+            process = await self._spawn(child)
+
+    async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), self._stop_timeout_s)
+        except TimeoutError:
+            logger.warning("%s (pid %d) did not stop in time and is killed", name, process.pid)
+            process.kill()
+            await process.wait()
+
+
+def how_it_ended(status: int) -> str:
+    """ "exited with 1", "was killed by SIGKILL"."""
+    return f"exited with {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
