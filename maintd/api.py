@@ -17,14 +17,11 @@ from maintd.execution.queues import Queue
 from maintd.execution.runtime import open_runtime
 
 
-def trigger(
-    job: str, *, dry_run: bool = False, new_edition: bool = False, settings: Settings | None = None
-) -> int:
+def trigger(job: str, *, new_edition: bool = False, settings: Settings | None = None) -> int:
     """Queues a run of an applied job, now, and wakes a worker.
 
     Args:
         job: Its name.
-        dry_run: Count what it would do and do nothing.
         new_edition: Of a campaign: begin another edition although the period has one.
         settings: Those of the process without it.
 
@@ -37,7 +34,7 @@ def trigger(
     """
     settings = settings or from_process()
     with contextlib.closing(open_runtime(settings, clock=SystemClock())) as runtime:
-        run = execution.trigger(job, runtime, dry_run=dry_run, new_edition=new_edition)
+        run = execution.trigger(job, runtime, new_edition=new_edition)
     with open_wake(settings) as wake:
         wake({Queue(run.queue)})
     return run.id

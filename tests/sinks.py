@@ -21,18 +21,21 @@ class SinkThread:
 
     Attributes:
         sink: The server. Read it, but await on it only through this class.
-        port: Where it listens, on 127.0.0.1.
+        port: Where it listens, on 127.0.0.1; 0 until it does, unless one was asked for.
         url: That as a relay URL.
     """
 
-    def __init__(self, mailbox: Path | None, *, store: bool = True, script: Script | None = None) -> None:
+    def __init__(
+        self, mailbox: Path | None, *, store: bool = True, script: Script | None = None, port: int = 0
+    ) -> None:
         self.sink = Sink(mailbox, clock=SystemClock(), store=store, script=script)
+        self.port = port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sink", daemon=True)
 
     def __enter__(self) -> SinkThread:
         self._thread.start()
-        self.port = self._run(self.sink.start())
+        self.port = self._run(self.sink.start(port=self.port))
         self.url = f"smtp://127.0.0.1:{self.port}"
         return self
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import threading
+import warnings
 from collections.abc import Collection
 
 from celery import Celery, signals
+from celery.platforms import SecurityWarning
+from celery.worker import state
 
 from maintd.broker.tasks import register
 from maintd.execution.queues import Queue
@@ -13,17 +19,27 @@ from maintd.execution.runtime import Runtime
 from maintd.execution.wake import Wake
 from maintd.execution.worker import Worker
 
+logger = logging.getLogger(__name__)
+
 
 def run_worker(app: Celery, *, runtime: Runtime, wake: Wake, queues: Collection[Queue]) -> None:
-    """Works until it is told to stop; a first SIGTERM or SIGINT lets it end in order."""
+    """Works until it is told to stop: SIGTERM or SIGINT lets it end in order."""
     stopping = threading.Event()
 
-    def stop(**_: object) -> None:
+    def stop(number: int, _frame: object) -> None:
+        logger.info("%s: ending in order", signal.Signals(number).name)
         stopping.set()
+        state.should_stop = os.EX_OK  # what Celery's own handler does, without its shouting
 
-    signals.worker_shutting_down.connect(stop, weak=False)
+    def ready(**_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    signals.worker_ready.connect(ready, weak=False)
     # Somebody listens, so Celery leaves our logging as it is.
     signals.setup_logging.connect(_keep_logging, weak=False)
+    # It warns root of pickle, which no message of ours can be.
+    warnings.simplefilter("ignore", SecurityWarning)
     worker = Worker(runtime, stopping=stopping.is_set)
     register(app, worker, wake)
     try:

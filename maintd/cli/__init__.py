@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import click
-from rich.console import Console
+from sqlalchemy.exc import DBAPIError
 
 from maintd import __version__
 from maintd.cli.context import Context
-from maintd.errors import ExitCode, MaintdError, Problems
+from maintd.cli.output import print_error
+from maintd.database import first_line
+from maintd.errors import ExitCode, MaintdError
 
 _EXIT_CODES = """
 Exit codes: 0 done · 1 failed, or something is wrong with what was given · 2 plan: files and ledger differ ·
@@ -43,7 +47,11 @@ def _register() -> None:
     import importlib
     import importlib.util
 
-    for module in [importlib.import_module(f"maintd.cli.{m}") for m in ("configuration", "jobs", "mail", "daemons", "demo") if importlib.util.find_spec(f"maintd.cli.{m}")]:
+    for module in [
+        importlib.import_module(f"maintd.cli.{m}")
+        for m in ("configuration", "jobs", "runs", "mail", "daemons", "demo")
+        if importlib.util.find_spec(f"maintd.cli.{m}")
+    ]:
         for command in module.COMMANDS:
             cli.add_command(command)
 
@@ -51,34 +59,34 @@ def _register() -> None:
 _register()
 
 
-def main() -> None:
-    """Runs the command line; every error a person can make ends in a line, not in a traceback."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line; every error a person can make ends in a line, not in a traceback.
+
+    Args:
+        arguments: Those of the process without it.
+    """
+    sys.exit(_exit_code(arguments))
+
+
+def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
-        code = cli.main(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else ExitCode.OK)
+        code = cli.main(arguments, prog_name="maintd", standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(ExitCode.INTERRUPTED)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
+        return ExitCode.INTERRUPTED
     except click.ClickException as error:
         error.show()
-        sys.exit(ExitCode.FAILED)
+        return ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILED
     except MaintdError as error:
-        _show(error)
-        sys.exit(error.exit_code)
+        print_error(error)
+        return error.exit_code
     except BrokenPipeError:
         # The reader of our output went away, as `maintd runs | head` does.
         sys.stderr.close()
-        sys.exit(ExitCode.OK)
-
-
-def _show(error: MaintdError) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if isinstance(error, Problems):
-        for problem in error.problems:
-            console.print(f"error: {problem}", markup=False)
-        count = len(error.problems)
-        console.print(f"{count} problem{'s' if count > 1 else ''} found", markup=False)
-    else:
-        console.print(f"error: {error}", markup=False)
+        return ExitCode.OK
+    except DBAPIError as error:
+        print_error(MaintdError(f"a database refuses: {first_line(error)}"))
+        return ExitCode.FAILED
+    except OSError as error:
+        print_error(MaintdError(f"{error.filename or 'the system refuses'}: {error.strerror or error}"))
+        return ExitCode.FAILED
+    return code if isinstance(code, int) else ExitCode.OK

@@ -29,6 +29,9 @@ _MOST_RATINGS = 1_000_000
     "--users", type=click.IntRange(100, 1_000_000), default=2000, show_default=True, help="How many users."
 )
 @click.option("--source-url", metavar="URL", help="The film site's database: SQLite (default) or PostgreSQL.")
+@click.option(
+    "--database-url", metavar="URL", help="The ledger's, which must be new: SQLite (default) or PostgreSQL."
+)
 @click.option("--smtp-url", metavar="URL", help="Send to this relay instead, and count there by hand.")
 @click.option(
     "--movielens",
@@ -43,6 +46,7 @@ def demo(
     seed: int,
     users: int,
     source_url: str | None,
+    database_url: str | None,
     smtp_url: str | None,
     movielens: Path | None,
     keep: Path | None,
@@ -66,6 +70,7 @@ def demo(
             seed=seed,
             users=users,
             source_url=source_url,
+            database_url=database_url,
             smtp_url=smtp_url,
             films=read_movielens(movielens, limit=_MOST_RATINGS) if movielens else None,
         )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import click
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from maintd.errors import MaintdError, Problem, Problems
 from maintd.units import format_duration
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -31,7 +34,7 @@ def json_option(command: _F) -> _F:
 
 def console() -> Console:
     """Standard output. Lines are cut nowhere when nobody watches, so that `grep` finds everything."""
-    width = None if sys.stdout.isatty() else 250
+    width = None if sys.stdout.isatty() else 10_000
     return Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
@@ -59,6 +62,32 @@ def print_pairs(pairs: Mapping[str, object]) -> None:
     console().print(table)
 
 
+def print_error(error: MaintdError) -> None:
+    """Prints an error on standard error; of several problems, all."""
+    if isinstance(error, Problems):
+        print_problems(error.problems)
+    else:
+        click.echo(f"error: {error}", err=True)
+
+
+def print_problems(problems: Sequence[Problem]) -> None:
+    """Prints problems on standard error, a line each, and how many there are."""
+    for problem in problems:
+        click.echo(f"error: {problem}", err=True)
+    click.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found", err=True)
+
+
+def in_short(counts: Mapping[str, Any] | None) -> str:
+    """What was counted, on one line: "removed 312, batches 4"; of a table within, how many there are of each."""
+    words = []
+    for name, value in (counts or {}).items():
+        if isinstance(value, Mapping):
+            words += [f"{count:,} {found}" for found, count in Counter(value.values()).items()]
+        elif value not in (None, "", [], ()):
+            words.append(f"{name.replace('_', ' ')} {value:,}" if _is_number(value) else f"{name} {value}")
+    return ", ".join(words)
+
+
 def ago(instant: datetime | None, *, now: datetime) -> str:
     """How long since, or until: "4 min 10 s"."""
     return NOTHING if instant is None else format_duration(now - instant)
@@ -69,10 +98,14 @@ def _cell(value: object) -> str:
         return NOTHING
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
-    if isinstance(value, int) and not isinstance(value, bool):
+    if _is_number(value):
         return f"{value:,}"
     # What comes from a user or a relay is never read as markup.
-    return str(value).replace("[", r"\[")
+    return escape(str(value))
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _plain(value: object) -> object:

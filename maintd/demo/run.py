@@ -51,7 +51,6 @@ _QUICK = {
     "MAINTD_LOG_FORMAT": "plain",
     "MAINTD_LOG_LEVEL": "warning",
 }
-_EARLIEST_KILL, _LATEST_KILL = 0.32, 0.45
 _GIVE_UP_AFTER_S = 300.0
 _LOOK_EVERY_S = 0.1
 
@@ -77,16 +76,20 @@ class Options:
         seed: Equal seeds give equal data and an equal moment for the kill.
         users: How many people the film site has.
         source_url: Its database; None for a SQLite file in the directory.
+        database_url: Of the ledger, which must be new; None for a SQLite file in the directory.
         smtp_url: Another relay than the demo's own sink; then nothing can be counted here.
         films: Real films and ratings; None to invent them.
+        kill_between: How much of the mailing has arrived when the worker is killed; the seed decides within.
     """
 
     directory: Path
     seed: int
     users: int
     source_url: str | None = None
+    database_url: str | None = None
     smtp_url: str | None = None
     films: Films | None = None
+    kill_between: tuple[float, float] = (0.32, 0.45)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +179,7 @@ async def run(options: Options, *, clock: Clock, environ: Mapping[str, str], sho
 def _settings(options: Options, *, relay_url: str, environ: Mapping[str, str]) -> Settings:
     state = options.directory / "state"
     source_url = options.source_url or f"sqlite:///{options.directory / 'films.db'}"
+    ledger = {"MAINTD_DATABASE_URL": options.database_url} if options.database_url else {}
     # Whatever else is set on this machine is none of the demo's business.
     bare = {name: value for name, value in environ.items() if not name.startswith("MAINTD_")}
     given = {
@@ -186,14 +190,16 @@ def _settings(options: Options, *, relay_url: str, environ: Mapping[str, str]) -
         "MAINTD_SOURCE_APP_URL": source_url,
         "MAINTD_SMTP_URL": relay_url,
     }
-    return load_settings(environ=bare | _QUICK | given, env_file=None)
+    return load_settings(environ=bare | _QUICK | given | ledger, env_file=None)
 
 
 def _prepare(options: Options, settings: Settings, *, clock: Clock) -> Population:
     """Copies the sample set, makes the ledger and the film site's database, and suppresses whom it must."""
     for name in (SCHEDULES, TEMPLATES):
         shutil.copytree(sample_directory(name), options.directory / name)
-    migrate(settings.database_url.get_secret_value())
+    before, _ = migrate(settings.database_url.get_secret_value())
+    if before is not None:
+        raise MaintdError("there is a ledger in that database already; the demo wants one of its own")
     with _source(settings) as source:
         population = create(
             source, seed=options.seed, users=options.users, now=clock.now(), films=options.films
@@ -277,7 +283,7 @@ class _Night:
         """Kills the process that holds the claims once a good third of the mail has arrived."""
         draw = random.Random(self._options.seed)  # noqa: S311 - reproducible on purpose
         expected = len(self._population.expected)
-        await self._until_arrived(int(expected * draw.uniform(_EARLIEST_KILL, _LATEST_KILL)))
+        await self._until_arrived(int(expected * draw.uniform(*self._options.kill_between)))
         pid = None
         while pid is None:
             pid = await asyncio.to_thread(self._holder)

@@ -22,7 +22,7 @@ from maintd.ledger import campaigns, deliveries, jobs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.mail import campaign as mailing
-from maintd.mail.audience import columns_of, open_audience
+from maintd.mail.audience import columns_of
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import sender_of
 from maintd.mail.enrol import Edition, check_columns, enrol
@@ -54,11 +54,6 @@ class Work:
     hold: Callable[[Connection], None]
     stopping: Callable[[], bool]
     progress: Callable[[dict[str, Any]], None]
-
-    @property
-    def dry_run(self) -> bool:
-        """Whether to count only."""
-        return bool(self.run.options.get("dry_run"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +99,10 @@ class Kind:
 def _run_rows(work: Work) -> Done:
     spec = cast(rows.RowsSpec, work.job.spec)
     source = work.runtime.sources.get(spec.source)
-    cutoff_at = work.run.nominal_at - spec.older_than.age
-    if work.dry_run:
-        return Done(result=_counted(rows.dry_run(spec, source, cutoff_at=cutoff_at)))
     cleaned = rows.clean(
         spec,
         source,
-        cutoff_at=cutoff_at,
+        cutoff_at=work.run.nominal_at - spec.older_than.age,
         clock=work.runtime.clock,
         stopping=work.stopping,
         progress=lambda removed: work.progress({"removed": removed}),
@@ -127,11 +119,7 @@ def _examine_rows(spec: Spec, _files: Mapping[str, str], runtime: Runtime) -> No
 def _run_ratings(work: Work) -> Done:
     spec = cast(RatingsSpec, work.job.spec)
     source = work.runtime.sources.get(spec.source)
-    return Done(
-        result=_counted(
-            recompute.dry_run(spec, source) if work.dry_run else recompute.recompute(spec, source)
-        )
-    )
+    return Done(result=_counted(recompute.recompute(spec, source)))
 
 
 def _examine_ratings(spec: Spec, _files: Mapping[str, str], runtime: Runtime) -> None:
@@ -143,8 +131,6 @@ def _run_campaign(work: Work) -> Done:
     spec = cast(CampaignSpec, work.job.spec)
     runtime = work.runtime
     sender_of(spec, default_from=runtime.settings.mail_from)
-    if work.dry_run:
-        return Done(result=_audience_size(work, spec))
 
     def hold(connection: Connection) -> None:
         if work.stopping():
@@ -178,14 +164,6 @@ def _edition(work: Work, spec: CampaignSpec) -> Edition:
         with work.runtime.ledger.read() as connection:
             name = campaigns.free_edition(connection, job=run.job, edition=name, run_id=run.id)
     return Edition(job=run.job, name=name, run_id=run.id, spec=spec, files=work.files, uid=new_token())
-
-
-def _audience_size(work: Work, spec: CampaignSpec) -> dict[str, Any]:
-    sql = spec.audience.sql
-    source = work.runtime.sources.get(spec.source)
-    key = f"audience.sql ({sql})"
-    with open_audience(source, work.files[mailing.SQL_PREFIX + sql], key=key) as (_, chunks):
-        return {"audience": sum(len(chunk) for chunk in chunks)}
 
 
 def _examine_campaign(spec: Spec, files: Mapping[str, str], runtime: Runtime) -> None:

@@ -30,7 +30,7 @@ def read_project(settings: Settings) -> list[Prepared]:
             )
             prepared.append(Prepared(job=job, files=files))
         except Problems as error:
-            problems += [replace(problem, where=_where(job, problem.where)) for problem in error.problems]
+            problems += [replace(problem, where=where_is(job, problem.where)) for problem in error.problems]
     if problems:
         raise Problems(problems)
     return prepared
@@ -41,13 +41,25 @@ def examine(prepared: Sequence[Prepared], runtime: Runtime) -> list[Problem]:
     problems = []
     for one in prepared:
         try:
-            KINDS[one.job.header.kind].examine(one.job.spec, one.files, runtime)
+            examine_one(one, runtime)
         except MaintdError as error:
-            problems.append(Problem(where=_where(one.job), what=str(error)))
+            problems.append(Problem(where=where_is(one.job), what=str(error)))
     return problems
 
 
-def _where(job: Job, key: str = "") -> str:
+def examine_one(one: Prepared, runtime: Runtime) -> None:
+    """Checks one job against its databases; nothing is written anywhere.
+
+    Raises:
+        JobFailed: It could not run; the key at fault is named.
+        Problems: The same, or the URL of its source is not usable.
+        Unavailable: Its source does not answer.
+    """
+    KINDS[one.job.header.kind].examine(one.job.spec, one.files, runtime)
+
+
+def where_is(job: Job, key: str = "") -> str:
+    """File, table and key, for errors."""
     return f"{job.file}: [{job.name}] {key}".rstrip()
 
 
@@ -59,11 +71,11 @@ def _pipeline_problems(jobs: Sequence[Job]) -> list[Problem]:
         for step in job.spec.steps if isinstance(job.spec, PipelineSpec) else ():
             if step not in kinds:
                 hint = did_you_mean(step, (other.name for other in steps))
-                problems.append(Problem(where=_where(job, f"steps.{step}"), what="is no job", cure=hint))
+                problems.append(Problem(where=where_is(job, f"steps.{step}"), what="is no job", cure=hint))
             elif kinds[step] == "pipeline":
                 problems.append(
                     Problem(
-                        where=_where(job, f"steps.{step}"),
+                        where=where_is(job, f"steps.{step}"),
                         what="is a pipeline itself",
                         cure="put its steps into this one",
                     )

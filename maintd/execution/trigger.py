@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from maintd.clock import new_token
-from maintd.errors import UsageError, did_you_mean
+from maintd.errors import UsageError
 from maintd.execution.kinds import KINDS
 from maintd.execution.runtime import Runtime
 from maintd.ledger import jobs, runs
@@ -14,13 +14,12 @@ from maintd.ledger.states import RunState
 from maintd.scheduling.occurrences import header_of, options_of
 
 
-def trigger(job_name: str, runtime: Runtime, *, dry_run: bool = False, new_edition: bool = False) -> runs.Run:
+def trigger(job_name: str, runtime: Runtime, *, new_edition: bool = False) -> runs.Run:
     """Queues a run of a job, now, whatever its schedule says.
 
     Args:
         job_name: An applied job.
         runtime: The surroundings.
-        dry_run: Count what it would do and do nothing.
         new_edition: Of a campaign: begin another edition although the period has one.
 
     Raises:
@@ -28,15 +27,10 @@ def trigger(job_name: str, runtime: Runtime, *, dry_run: bool = False, new_editi
     """
     now = runtime.clock.now()
     with runtime.ledger.write() as connection:
-        job = jobs.get(connection, job_name)
-        if job is None:
-            known = [other.name for other in jobs.every(connection)]
-            hint = did_you_mean(job_name, known) or "no job is applied yet; run `maintd apply`"
-            raise UsageError(f'there is no job "{job_name}"; {hint}')
+        job = jobs.require(connection, job_name)
         if new_edition and job.kind != "campaign":
             raise UsageError(f'--new-edition is for campaigns; "{job_name}" is of kind {job.kind}')
         options: dict[str, Any] = options_of(header_of(job).when)
-        options |= {"dry_run": True} if dry_run else {}
         options |= {"new_edition": True} if new_edition else {}
         run_id = runs.create(
             connection,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from maintd.config.settings import Settings
 from maintd.execution import executor, mailings
 from maintd.execution.queues import MAIL_QUEUES, Queue
 from maintd.execution.runtime import Runtime
@@ -66,7 +67,7 @@ def _pump(runtime: Runtime) -> Pump:
     sessions = SessionPool(
         parse_relay_url(settings.smtp_url.get_secret_value(), where="MAINTD_SMTP_URL"),
         connections=settings.smtp_connections,
-        timeouts=timeouts_of(runtime),
+        timeouts=timeouts_of(settings),
         hello=settings.smtp_hello,
     )
     return Pump(
@@ -84,9 +85,8 @@ def _pump(runtime: Runtime) -> Pump:
     )
 
 
-def timeouts_of(runtime: Runtime) -> Timeouts:
+def timeouts_of(settings: Settings) -> Timeouts:
     """The SMTP timeouts of these settings."""
-    settings = runtime.settings
     return Timeouts(
         connect_s=settings.smtp_connect_timeout.total_seconds(),
         command_s=settings.smtp_command_timeout.total_seconds(),

@@ -62,7 +62,8 @@ def _claim_left(
         batches.c.campaign_id == campaign_id, batches.c.state == BatchState.OPEN, batches.c.token.is_(None)
     )
     candidate = connection.scalars(
-        sa.select(batches.c.id).where(left).order_by(batches.c.id).limit(1)
+        # Those that others are about to take are passed over, so that a loser looks no further in vain.
+        sa.select(batches.c.id).where(left).order_by(batches.c.id).limit(1).with_for_update(skip_locked=True)
     ).first()
     if candidate is None:
         return None
@@ -78,9 +79,10 @@ def _cut(
     connection: Connection, campaign_id: int, *, size: int, token: str, owner: str, now: datetime
 ) -> Batch | None:
     line = connection.execute(
-        sa.select(campaigns.c.cut, campaigns.c.tail).where(
-            campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.SENDING
-        )
+        # Locked, so that whoever cuts at the same time cuts the next range and does not go home with none.
+        sa.select(campaigns.c.cut, campaigns.c.tail)
+        .where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.SENDING)
+        .with_for_update()
     ).first()
     if line is None or line.cut >= line.tail:
         return None

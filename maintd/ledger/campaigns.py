@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, count
@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from maintd.errors import UsageError, did_you_mean
 from maintd.ledger.states import CAMPAIGN_MOVES, BatchState, CampaignState, DeliveryState, RunState, sources
 from maintd.ledger.tables import batches, campaigns, deliveries, runs, templates
 
@@ -46,6 +47,11 @@ class Campaign:
         """What people call it: `weekly-digest/2026-W47`."""
         return f"{self.job}/{self.edition}"
 
+    @property
+    def enrolled(self) -> int:
+        """How many deliveries it has, in whatever state."""
+        return self.audience - self.duplicates
+
 
 def store_template(
     connection: Connection, *, digest: str, name: str, files: Mapping[str, str], now: datetime
@@ -74,6 +80,33 @@ def get(connection: Connection, campaign_id: int) -> Campaign:
     campaign = _one(connection, campaigns.c.id == campaign_id)
     assert campaign is not None, f"campaign {campaign_id} does not exist"
     return campaign
+
+
+def named(connection: Connection, name: str) -> Campaign:
+    """The campaign that a person means by its name, `weekly-digest/2026-W47`, or by its id.
+
+    Raises:
+        UsageError: There is none; the nearest of the newest is named.
+    """
+    job, _, edition = name.partition("/")
+    by_id = name.isascii() and name.isdecimal() and len(name) < 10
+    condition = (
+        campaigns.c.id == int(name)
+        if by_id
+        else sa.and_(campaigns.c.job == job, campaigns.c.edition == edition)
+    )
+    campaign = _one(connection, condition)
+    if campaign is None:
+        known = [other.name for other in latest(connection, job=None, limit=20)]
+        hint = did_you_mean(name, known) or "nothing has been mailed yet"
+        raise UsageError(f'there is no campaign "{name}"; {hint}')
+    return campaign
+
+
+def lock(connection: Connection, campaign_id: int) -> Campaign:
+    """The campaign, which must exist, as it is and stays until the transaction ends."""
+    connection.execute(sa.select(campaigns.c.id).where(campaigns.c.id == campaign_id).with_for_update())
+    return get(connection, campaign_id)
 
 
 def create(connection: Connection, values: Mapping[str, Any]) -> int:
@@ -179,9 +212,26 @@ def free_edition(connection: Connection, *, job: str, edition: str, run_id: int)
     A run that asks again gets the one it made before.
     """
     query = sa.select(campaigns.c.edition, campaigns.c.run_id).where(campaigns.c.job == job)
-    taken = dict(row.tuple() for row in connection.execute(query))
+    taken = dict(connection.execute(query).all())
     names = chain([edition], (f"{edition}+{number}" for number in count(2)))
     return next(name for name in names if taken.get(name, run_id) == run_id)
+
+
+def editions_of(connection: Connection, *, job: str, period: str) -> list[Campaign]:
+    """The campaigns of one period, oldest first: its own edition and those that were asked for besides."""
+    besides = campaigns.c.edition.startswith(f"{period}+", autoescape=True)
+    query = (
+        sa.select(campaigns)
+        .where(campaigns.c.job == job, sa.or_(campaigns.c.edition == period, besides))
+        .order_by(campaigns.c.id)
+    )
+    return [Campaign(**row) for row in connection.execute(query).mappings()]
+
+
+def of_runs(connection: Connection, run_ids: Sequence[int]) -> dict[int, Campaign]:
+    """The campaigns that these runs work on, by the id of the run."""
+    query = sa.select(campaigns).where(campaigns.c.run_id.in_(run_ids))
+    return {row["run_id"]: Campaign(**row) for row in connection.execute(query).mappings()}
 
 
 def latest(connection: Connection, *, job: str | None, limit: int) -> list[Campaign]:

@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from maintd.ledger.states import DELIVERY_MOVES, DeliveryState, sources
-from maintd.ledger.tables import campaigns, deliveries, suppressions
+from maintd.ledger.states import DELIVERY_MOVES, BatchState, DeliveryState, sources
+from maintd.ledger.tables import batches, campaigns, deliveries, suppressions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,22 @@ def suppressed_keys(connection: Connection, keys: Sequence[bytes]) -> set[bytes]
     )
 
 
+def keys_among(
+    connection: Connection,
+    campaign_ids: Sequence[int],
+    keys: Sequence[bytes],
+    *,
+    states: Sequence[DeliveryState],
+) -> set[bytes]:
+    """Which of these recipients have a delivery in one of these states in any of these campaigns."""
+    query = sa.select(deliveries.c.recipient_key).where(
+        deliveries.c.campaign_id.in_(campaign_ids),
+        deliveries.c.recipient_key.in_(keys),
+        deliveries.c.state.in_(states),
+    )
+    return set(connection.scalars(query))
+
+
 def insert(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Enrols a chunk; a recipient that the campaign has already is an integrity error."""
     if rows:
@@ -127,6 +143,7 @@ def settle_range(
     detail: str,
 ) -> int:
     """Moves every unsettled delivery of a range of ordinals; returns how many."""
+    assert to in DELIVERY_MOVES[DeliveryState.PENDING]
     changed = connection.execute(
         sa.update(deliveries)
         .where(_range(campaign_id, lo, hi))
@@ -231,7 +248,7 @@ def counts(connection: Connection, campaign_id: int) -> dict[DeliveryState, int]
         .where(deliveries.c.campaign_id == campaign_id)
         .group_by(deliveries.c.state)
     )
-    found: dict[DeliveryState, int] = dict(row.tuple() for row in connection.execute(query))
+    found: dict[DeliveryState, int] = dict(connection.execute(query).all())
     return {state: found.get(state, 0) for state in DeliveryState}
 
 
@@ -260,6 +277,62 @@ def uncertain(connection: Connection, *, campaign_id: int | None, limit: int) ->
     return [Delivery(**row) for row in connection.execute(query).mappings()]
 
 
+def of_campaign(
+    connection: Connection, campaign_id: int, *, state: DeliveryState | None, limit: int
+) -> list[Delivery]:
+    """The first deliveries of a campaign's line, of one state or of all."""
+    query = (
+        sa.select(deliveries)
+        .where(deliveries.c.campaign_id == campaign_id)
+        .order_by(deliveries.c.ordinal)
+        .limit(limit)
+    )
+    if state is not None:
+        query = query.where(deliveries.c.state == state)
+    return [Delivery(**row) for row in connection.execute(query).mappings()]
+
+
+def cancel_range(
+    connection: Connection, campaign_id: int, *, lo: int, hi: int, now: datetime, detail: str
+) -> int:
+    """Settles as cancelled what a range of ordinals has unsettled, but nothing of a batch that a sender holds.
+
+    The campaign must have been cancelled in an earlier transaction: then nobody can put a delivery of a batch that
+    is not held on the wire any more, while of a held one some may just be there.
+
+    Returns:
+        How many were cancelled.
+    """
+    held = sa.exists().where(
+        batches.c.campaign_id == campaign_id,
+        batches.c.state == BatchState.OPEN,
+        batches.c.token.is_not(None),
+        batches.c.lo <= deliveries.c.ordinal,
+        deliveries.c.ordinal < batches.c.hi,
+    )
+    changed = connection.execute(
+        sa.update(deliveries)
+        .where(
+            deliveries.c.campaign_id == campaign_id,
+            deliveries.c.ordinal >= lo,
+            deliveries.c.ordinal < hi,
+            sa.or_(
+                deliveries.c.state == DeliveryState.DEFERRED,
+                sa.and_(deliveries.c.state == DeliveryState.PENDING, ~held),
+            ),
+        )
+        .values(
+            state=DeliveryState.CANCELLED,
+            settled_at=now,
+            due_at=None,
+            detail=sa.case(
+                (deliveries.c.copies > 0, f"{detail}; an earlier copy may have arrived"), else_=detail
+            ),
+        )
+    )
+    return changed.rowcount
+
+
 def resolve(
     connection: Connection,
     campaign_id: int,
@@ -269,20 +342,48 @@ def resolve(
     now: datetime,
     detail: str,
 ) -> bool:
-    """A person's word on a doubtful delivery; False when it is not doubtful (any more)."""
+    """A person's word on a doubtful delivery; False when it is not doubtful (any more).
+
+    One that is to be sent again is deferred until now: it comes back into the line with a new ordinal.
+    """
+    one = deliveries.c.recipient_key == recipient_key
+    return _resolve(connection, campaign_id, one, to=to, now=now, detail=detail) == 1
+
+
+def resolve_range(
+    connection: Connection,
+    campaign_id: int,
+    *,
+    lo: int,
+    hi: int,
+    to: DeliveryState,
+    now: datetime,
+    detail: str,
+) -> int:
+    """A person's word on every doubtful delivery of a range of ordinals; returns how many there were."""
+    some = sa.and_(deliveries.c.ordinal >= lo, deliveries.c.ordinal < hi)
+    return _resolve(connection, campaign_id, some, to=to, now=now, detail=detail)
+
+
+def _resolve(
+    connection: Connection,
+    campaign_id: int,
+    which: sa.ColumnElement[bool],
+    *,
+    to: DeliveryState,
+    now: datetime,
+    detail: str,
+) -> int:
+    assert to in DELIVERY_MOVES[DeliveryState.UNCERTAIN]
     values: dict[str, Any] = {"state": to, "settled_at": now, "detail": detail}
     if to is DeliveryState.DEFERRED:
-        values["due_at"] = now
+        values |= {"due_at": now, "copies": deliveries.c.copies + 1}
     changed = connection.execute(
         sa.update(deliveries)
-        .where(
-            deliveries.c.campaign_id == campaign_id,
-            deliveries.c.recipient_key == recipient_key,
-            deliveries.c.state == DeliveryState.UNCERTAIN,
-        )
+        .where(deliveries.c.campaign_id == campaign_id, which, deliveries.c.state == DeliveryState.UNCERTAIN)
         .values(**values)
     )
-    return changed.rowcount == 1
+    return changed.rowcount
 
 
 def _range(campaign_id: int, lo: int, hi: int) -> sa.ColumnElement[bool]:

@@ -107,7 +107,7 @@ def head_revision() -> str:
 def identity(connection: Connection) -> Identity:
     """Reads who this ledger is."""
     rows = connection.execute(sa.select(tables.meta.c.name, tables.meta.c.value)).all()
-    values = dict(row.tuple() for row in rows)
+    values = dict(rows)
     return Identity(ledger_id=values["ledger_id"], recipient_key=bytes.fromhex(values["recipient_key"]))
 
 

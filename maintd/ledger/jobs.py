@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from maintd.errors import UsageError, did_you_mean
 from maintd.ledger.tables import jobs, meta
 
 
@@ -43,6 +44,20 @@ def get(connection: Connection, name: str) -> StoredJob | None:
     """The job of that name, if it is applied."""
     row = connection.execute(sa.select(jobs).where(jobs.c.name == name)).mappings().first()
     return StoredJob(**row) if row else None
+
+
+def require(connection: Connection, name: str) -> StoredJob:
+    """The job of that name, which a person wrote.
+
+    Raises:
+        UsageError: No such job is applied; the nearest is named.
+    """
+    job = get(connection, name)
+    if job is None:
+        known = connection.scalars(sa.select(jobs.c.name)).all()
+        hint = did_you_mean(name, known) or "no job is applied yet; run `maintd apply`"
+        raise UsageError(f'there is no job "{name}"; {hint}')
+    return job
 
 
 def every(connection: Connection) -> list[StoredJob]:
@@ -92,6 +107,13 @@ def advance(
         sa.update(jobs).where(jobs.c.name == name, same).values(cursor_at=cursor_at, next_at=next_at)
     )
     return changed.rowcount == 1
+
+
+def set_paused(connection: Connection, name: str, *, paused_at: datetime | None, reason: str | None) -> None:
+    """Pauses a job, or with None for both ends its pause; whoever mirrors the jobs has to be told besides."""
+    connection.execute(
+        sa.update(jobs).where(jobs.c.name == name).values(paused_at=paused_at, pause_reason=reason)
+    )
 
 
 def stamp(connection: Connection) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -104,7 +103,8 @@ def claim(connection: Connection, *, queue: str, token: str, owner: str, now: da
 
     The row of the job is locked first, so that two workers cannot each take a run of the same job.
     """
-    for run_id, job in _candidates(connection, queue=queue, now=now):
+    while (candidate := _longest_due(connection, queue=queue, now=now)) is not None:
+        run_id, job = candidate
         revision = connection.scalars(
             sa.select(jobs.c.revision).where(jobs.c.name == job).with_for_update()
         ).first()
@@ -130,26 +130,24 @@ def _going(job: str | sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     return sa.exists().where(other.c.job == job, other.c.state.in_([RunState.RUNNING, RunState.UNDERWAY]))
 
 
-def _due(queue: str, now: datetime) -> list[sa.ColumnElement[bool]]:
-    return [
-        runs.c.state == RunState.QUEUED,
-        runs.c.queue == queue,
-        runs.c.due_at <= now,
-        ~_going(runs.c.job),
-    ]
+def _due(now: datetime) -> sa.ColumnElement[bool]:
+    return sa.and_(runs.c.state == RunState.QUEUED, runs.c.due_at <= now, ~_going(runs.c.job))
 
 
-def _candidates(connection: Connection, *, queue: str, now: datetime) -> Sequence[sa.Row[int, str]]:
+def _longest_due(connection: Connection, *, queue: str, now: datetime) -> tuple[int, str] | None:
     query = (
-        sa.select(runs.c.id, runs.c.job).where(*_due(queue, now)).order_by(runs.c.due_at, runs.c.id).limit(8)
+        sa.select(runs.c.id, runs.c.job)
+        .where(_due(now), runs.c.queue == queue)
+        .order_by(runs.c.due_at, runs.c.id)
+        .limit(1)
     )
-    return connection.execute(query).all()
+    row = connection.execute(query).first()
+    return (row.id, row.job) if row else None
 
 
 def due_queues(connection: Connection, *, now: datetime) -> set[str]:
     """The queues that have a run to be taken now."""
-    due = sa.and_(runs.c.state == RunState.QUEUED, runs.c.due_at <= now, ~_going(runs.c.job))
-    return set(connection.scalars(sa.select(runs.c.queue).where(due).distinct()))
+    return set(connection.scalars(sa.select(runs.c.queue).where(_due(now)).distinct()))
 
 
 def hold(connection: Connection, claim: Claim, *, progress: dict[str, Any] | None = None) -> None:
@@ -258,6 +256,7 @@ def running(connection: Connection) -> list[Run]:
 
 def take_from_the_dead(connection: Connection, run: Run, *, to: RunState, now: datetime, reason: str) -> bool:
     """Ends the claim of a worker whose counter stopped; False when it moved after all."""
+    assert to in RUN_MOVES[RunState.RUNNING]
     values: dict[str, Any] = {"state": to, "token": None, "owner": None, "reason": reason}
     values["losses"] = runs.c.losses + 1
     values |= {"due_at": now} if to is RunState.QUEUED else {}
@@ -322,6 +321,17 @@ def last_of_each_job(connection: Connection) -> dict[str, Run]:
     newest = sa.select(sa.func.max(runs.c.id)).group_by(runs.c.job)
     rows = connection.execute(sa.select(runs).where(runs.c.id.in_(newest))).mappings()
     return {row["job"]: Run(**row) for row in rows}
+
+
+def last_started_of_each_job(connection: Connection) -> dict[str, Run]:
+    """The newest run of every job that a worker has begun."""
+    newest = sa.select(sa.func.max(runs.c.id)).where(runs.c.started_at.is_not(None)).group_by(runs.c.job)
+    return {run.job: run for run in _select(connection, runs.c.id.in_(newest))}
+
+
+def unfinished(connection: Connection) -> list[Run]:
+    """Every run that is not over, in the order they were made."""
+    return _select(connection, runs.c.state.in_(UNFINISHED_RUNS))
 
 
 def _select(connection: Connection, condition: sa.ColumnElement[bool]) -> list[Run]:

@@ -84,7 +84,7 @@ DELIVERY_MOVES: Mapping[DeliveryState, frozenset[DeliveryState]] = {
     _D.PENDING: _SETTLED | {_D.DEFERRED},
     _D.DEFERRED: frozenset({_D.PENDING, _D.SENT, _D.EXPIRED, _D.CANCELLED}),
     # Proof, policy or a person settles a doubt.
-    _D.UNCERTAIN: frozenset({_D.SENT, _D.REJECTED, _D.DEFERRED, _D.PENDING, _D.CANCELLED}),
+    _D.UNCERTAIN: frozenset({_D.SENT, _D.REJECTED, _D.DEFERRED, _D.CANCELLED}),
     # An acceptance that was read is a fact, whatever was believed before.
     _D.REJECTED: frozenset({_D.SENT}),
     _D.SUPPRESSED: frozenset({_D.SENT}),

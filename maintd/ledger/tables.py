@@ -83,7 +83,7 @@ runs = sa.Table(
     sa.Column(
         "nominal_at", Instant, nullable=False, comment="the instant it stands for, however late it runs"
     ),
-    sa.Column("options", _Json, nullable=False, comment="what a person asked for: dry_run, new_edition"),
+    sa.Column("options", _Json, nullable=False, comment="timezone; new_edition if a person asked"),
     sa.Column("state", StateText(RunState), nullable=False),
     sa.Column("queue", sa.String(16), nullable=False),
     sa.Column("due_at", Instant, nullable=False),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
 from maintd.errors import JobFailed
-from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.mail.address import Address, parse_address, parse_from
 from maintd.mail.campaign import CampaignSpec
@@ -12,12 +15,46 @@ from maintd.mail.templates import Bundle, Rendered, compile_bundle
 from maintd.smtp.session import Outgoing
 
 
+class Mailing(Protocol):
+    """What all messages of one edition have in common; a campaign of the ledger is one."""
+
+    @property
+    def uid(self) -> str:
+        """Random; part of every Message-ID."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What its messages carry as X-Maintd-Campaign."""
+        ...
+
+    @property
+    def edition(self) -> str:
+        """What the template gets as `edition`."""
+        ...
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The job's keys, as stored."""
+        ...
+
+    @property
+    def shared(self) -> Mapping[str, Any]:
+        """What the template gets for everybody."""
+        ...
+
+    @property
+    def dated_at(self) -> datetime:
+        """The Date of every message."""
+        ...
+
+
 class Composer:
     """Makes the messages of one campaign."""
 
     def __init__(
         self,
-        campaign: Campaign,
+        campaign: Mailing,
         bundle: Bundle,
         *,
         default_from: str | None,
@@ -56,14 +93,27 @@ class Composer:
             RenderFailed: The template cannot be rendered with this recipient's fields.
             UnsafeHeader: A header would carry a control character.
         """
-        rendered = self.render(delivery.fields)
         to = parse_address(delivery.address)
-        content = Content(
+        return self.outgoing(self.content(to, key=delivery.recipient_key, fields=delivery.fields))
+
+    def content(self, to: Address, *, key: bytes, fields: dict[str, object]) -> Content:
+        """What the mail to one recipient says.
+
+        Args:
+            to: The recipient.
+            key: The recipient's key, which becomes part of the Message-ID.
+            fields: The recipient's own columns.
+
+        Raises:
+            RenderFailed: The template cannot be rendered with these fields.
+        """
+        rendered = self.render(fields)
+        return Content(
             from_name=self._from_name,
             from_address=self._from,
             to=to,
             reply_to=self._reply_to,
-            message_id=f"<{self._campaign.uid}.{delivery.recipient_key.hex()}@{self._from.domain}>",
+            message_id=message_id(self._campaign.uid, key, domain=self._from.domain),
             date=self._campaign.dated_at,
             subject=rendered.subject,
             text=rendered.text,
@@ -74,13 +124,31 @@ class Composer:
                 *self._spec.headers.items(),
             ),
         )
-        envelope = self._redirect or to
+
+    def outgoing(self, content: Content) -> Outgoing:
+        """A mail in its envelope: to its recipient, or to where all mail is redirected.
+
+        Raises:
+            UnsafeHeader: A header would carry a control character.
+        """
+        envelope = self._redirect or content.to
         return Outgoing(
             sender=_path(self._from),
             recipient=_path(envelope),
             content=build_message(content),
             smtputf8=needs_smtputf8(content) or envelope.ascii_mailbox is None,
         )
+
+
+def message_id(uid: str, recipient_key: bytes, *, domain: str) -> str:
+    """The Message-ID of a delivery, from the record alone, so that every attempt carries the same.
+
+    Args:
+        uid: Of the campaign.
+        recipient_key: Of the delivery.
+        domain: Of the sender's address.
+    """
+    return f"<{uid}.{recipient_key.hex()}@{domain}>"
 
 
 def sender_of(spec: CampaignSpec, *, default_from: str | None) -> tuple[str, Address]:

@@ -34,7 +34,6 @@ class Edition:
         run_id: The run that works on it.
         spec: The job's keys.
         files: The texts it depends on.
-        nominal_at: The instant that the run stands for; an edition expires relative to its beginning, not to this.
         uid: Random; becomes part of every Message-ID.
     """
 
@@ -240,7 +239,8 @@ class _Writer:
         audience = self._spec.audience
         for number, row in enumerate(rows, start=self.read):
             text = row[audience.address]
-            recipient = None if audience.recipient is None else str(row[audience.recipient])
+            identifier = None if audience.recipient is None else row[audience.recipient]
+            recipient = None if identifier is None else str(identifier)
             delivery: dict[str, Any] = {
                 "campaign_id": self._campaign_id,
                 "recipient": recipient,
@@ -295,15 +295,15 @@ def _check_growth(connection: Connection, edition: Edition, campaign_id: int) ->
     before = [
         other
         for other in campaigns.latest(connection, job=edition.job, limit=10)
-        if other.id != campaign_id and other.enrolled_at is not None
+        # Nobody is no measure: every audience is more than any number of times that.
+        if other.id != campaign_id and other.enrolled_at is not None and other.enrolled
     ]
     if growth is None or not before:
         return
-    now_enrolled = sum(deliveries.counts(connection, campaign_id).values())
-    then_enrolled = sum(deliveries.counts(connection, before[0].id).values())
-    if now_enrolled > growth * then_enrolled:
+    enrolled = campaigns.get(connection, campaign_id).enrolled
+    if enrolled > growth * before[0].enrolled:
         raise CapReached(
-            f"stop_at.growth: {now_enrolled:,} recipients are more than {growth:g} times the {then_enrolled:,} of "
+            f"stop_at.growth: {enrolled:,} recipients are more than {growth:g} times the {before[0].enrolled:,} of "
             f"{before[0].name}; nothing was sent. If that is right, raise the cap, apply, and run it again"
         )
 

@@ -19,12 +19,12 @@ from sqlalchemy.engine import Connection
 
 from maintd.clock import Clock, new_token
 from maintd.database import Database
-from maintd.errors import ClaimLost
+from maintd.errors import ClaimLost, JobFailed
 from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch, NotSending
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
-from maintd.ledger.states import DeliveryState
+from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail.compose import Composer
 from maintd.mail.message import UnsafeHeader
 from maintd.mail.outcomes import UNSENT_TRIES, cut_off, outcome_of, refused_here
@@ -122,6 +122,8 @@ class Pump:
         return sending
 
     def _claim(self, campaign: Campaign) -> Batch | None:
+        if not self._can_compose(campaign):
+            return None
         with self._ledger.write() as connection:
             return batches.claim(
                 connection,
@@ -135,6 +137,20 @@ class Pump:
     def _finish(self, campaign: Campaign) -> bool:
         with self._ledger.write() as connection:
             return campaigns.finish_if_done(connection, campaign.id, now=self._clock.now())
+
+    def _can_compose(self, campaign: Campaign) -> bool:
+        """Whether this campaign's messages can be made at all; pauses it otherwise, so that the others go on."""
+        try:
+            self._composer(campaign)
+        except (JobFailed, RenderFailed, ValueError) as error:
+            reason = f"its messages cannot be made: {error}"
+            logger.error("campaign paused: %s", reason, extra={"campaign": campaign.name})
+            with self._ledger.write() as connection:
+                campaigns.move(
+                    connection, campaign.id, to=CampaignState.PAUSED, now=self._clock.now(), reason=reason
+                )
+            return False
+        return True
 
     def _composer(self, campaign: Campaign) -> Composer:
         if campaign.id not in self._composers:
@@ -151,7 +167,7 @@ class Pump:
     async def _send_batch(
         self, campaign: Campaign, batch: Batch, pumped: Pumped, stopping: Callable[[], bool]
     ) -> None:
-        composer = await asyncio.to_thread(self._composer, campaign)
+        composer = self._composers[campaign.id]
         held = HeldBatch(
             campaign, batch, ledger=self._ledger, clock=self._clock, lease=self._settings.lease, pumped=pumped
         )

@@ -69,15 +69,17 @@ def fire(ledger: Database, names: Sequence[str], *, now: datetime, queue_of: Cal
 def _fire_chunk(
     connection: Connection, names: Sequence[str], *, now: datetime, queue_of: Callable[[str], str]
 ) -> Fired:
-    created, queues = 0, set()
+    created, queues = 0, set[str]()
     next_at: dict[str, datetime | None] = dict.fromkeys(names)
     for job in jobs.some(connection, list(names)):
         if not is_scheduled(job):
             continue
         header = header_of(job)
-        if _fire_job(connection, job, header, now=now, queue=queue_of(job.kind)):
-            created += 1
-            queues.add(queue_of(job.kind))
+        queue = queue_of(job.kind)
+        queued = _fire_job(connection, job, header, now=now, queue=queue)
+        if queued:
+            created += queued
+            queues.add(queue)
         moved = jobs.get(connection, job.name)
         next_at[job.name] = moved.next_at if moved else None
     return Fired(created=created, next_at=next_at, queues=queues)

@@ -26,6 +26,7 @@ class MissedReason(StrEnum):
     SKIPPED = "skipped"  #: it was late, and the job says `missed = "skip"`
     SUPERSEDED = "superseded"  #: it was late, and a later one ran for it, as `missed = "once"` says
     TOO_OLD = "too_old"  #: it was later than the job's `within`
+    PAUSED = "paused"  #: the job was paused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,11 @@ def catch_up(when: When, *, cursor: datetime, now: datetime, limit: int) -> Catc
         missed=tuple(missed for missed in (too_old, lost) if missed),
         cursor=runs[-1].at if len(runs) == limit else now,
     )
+
+
+def paused_over(when: When, *, cursor: datetime, now: datetime) -> Missed | None:
+    """The occurrences after a cursor and not after now, none of which runs because the job was paused."""
+    return _missed(when, after=cursor, until=now, reason=MissedReason.PAUSED)
 
 
 def _choose(when: When, *, after: datetime, until: datetime) -> tuple[Iterator[Occurrence], Missed | None]:

@@ -112,7 +112,7 @@ class PlainSession:
         except (SMTPException, OSError) as error:
             return self._give_up(phase, _what_happened(error))
         if reply.refused:
-            await self._reset(after=reply)
+            await self._reset()
             return _result(_refusal(reply), phase, reply=reply)
         expected = reply.intermediate if phase is Phase.DATA else reply.positive
         if not expected or self._out_of_step:
@@ -124,9 +124,9 @@ class PlainSession:
         # A second reply behind the one that was asked for: aiosmtplib would take it for the next command's.
         return bool(getattr(self._protocol, "_buffer", b""))
 
-    async def _reset(self, *, after: Reply) -> None:
+    async def _reset(self) -> None:
         """Clears the relay's envelope after a refusal. If that fails the session ends; the refusal stands."""
-        if after.closing or self._out_of_step:
+        if self._out_of_step:
             self.abort()
             return
         try:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 
-from maintd.database import Database
-from maintd.errors import JobFailed, did_you_mean
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from maintd.database import Database, first_line, sqlite_path
+from maintd.errors import JobFailed, Unavailable, did_you_mean
 
 
 class Sources:
@@ -32,7 +35,9 @@ class Sources:
         """
         if name not in self._urls:
             hint = did_you_mean(name, self._urls) or "no source is configured"
-            raise JobFailed(f'source "{name}" is not configured ({hint}); set MAINTD_SOURCE_{name.upper()}_URL')
+            raise JobFailed(
+                f'source "{name}" is not configured ({hint}); set MAINTD_SOURCE_{name.upper()}_URL'
+            )
         if name not in self._open:
             self._open[name] = Database(
                 self._urls[name], name=f"source {name}", statement_timeout=self._statement_timeout
@@ -44,3 +49,22 @@ class Sources:
         for database in self._open.values():
             database.dispose()
         self._open.clear()
+
+
+def count_tables(source: Database) -> int:
+    """How many tables a source has: the least that shows that it answers, and which database it is.
+
+    Raises:
+        JobFailed: There is no such SQLite file, which would otherwise come into being by looking, or it is none.
+        Unavailable: The source does not answer.
+    """
+    path = sqlite_path(source.url)
+    if path is not None and not path.exists():
+        raise JobFailed(f"the {source.name} is the file {path}, which does not exist")
+    try:
+        with source.read() as connection:
+            return len(sa.inspect(connection).get_table_names())
+    except Unavailable:
+        raise
+    except DBAPIError as error:
+        raise JobFailed(f"the {source.name} ({source.where}) refuses: {first_line(error)}") from error

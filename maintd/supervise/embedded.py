@@ -25,7 +25,7 @@ appendfsync everysec
 save ""
 maxmemory-policy noeviction
 loglevel warning
-logfile ""
+logfile {directory}/valkey.log
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -319,16 +320,39 @@ def test_a_batch_size_stays_within_its_bounds(size: int, took_s: float, most: in
     assert took_s <= 0.1 or following <= size or following == 100
 
 
-def test_a_wide_key_keeps_a_statement_within_the_parameters_of_its_database(source: Database) -> None:
-    width = 30
-    parts = [sa.Column(f"k{number}", sa.Integer, primary_key=True) for number in range(width)]
-    table = sa.Table(
-        "session", sa.MetaData(), *parts, sa.Column("id", sa.Integer), sa.Column("expires", sa.DateTime)
-    )
-    row = {f"k{number}": 0 for number in range(width)}
-    fill(source, table, [row | {"k0": n, "id": n, "expires": naive(OLD)} for n in range(3_100)])
+def test_a_wide_key_keeps_a_statement_within_the_parameters_of_its_database(sqlite_url: str) -> None:
+    source = Database(sqlite_url, name="source app")
+
+    @sa.event.listens_for(source.engine, "connect")
+    def as_sqlite_is_by_default(connection: sqlite3.Connection, _record: object) -> None:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 32_766)
+
+    parts = [sa.Column(f"k{number}", sa.Integer, primary_key=True) for number in range(30)]
+    table = sa.Table("session", sa.MetaData(), *parts, sa.Column("expires", sa.DateTime))
+    same = {part.name: 0 for part in parts} | {"expires": naive(OLD)}
+    fill(source, table, [same | {"k0": number} for number in range(3_100)])
 
     assert run(source, step_s=QUICK_S).removed == 3_100
+
+
+REFUSE = {
+    "sqlite": ["CREATE TRIGGER refuse BEFORE DELETE ON session BEGIN SELECT RAISE(IGNORE); END"],
+    "postgresql": [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "CREATE TRIGGER refuse BEFORE DELETE ON session FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ],
+}
+
+
+def test_rows_that_the_application_will_not_let_go_do_not_hold_a_run_up(source: Database) -> None:
+    sessions(source, *[OLD] * 200)
+    with source.write() as connection:
+        for statement in REFUSE[source.dialect]:
+            connection.exec_driver_sql(statement)
+
+    passes = 1 if source.dialect == "sqlite" else 2
+    assert run(source) == Cleaned(removed=0, batches=2 * passes, matching=200, total=200)
+    assert len(kept(source)) == 200
 
 
 # -- what stops it ---------------------------------------------------------------------------------------------------
@@ -439,7 +463,7 @@ def test_rows_locked_for_a_moment_are_taken_in_the_end(postgresql_url: str) -> N
 
 
 def test_rows_that_stay_locked_are_left_and_counted(postgresql_url: str) -> None:
-    source = Database(postgresql_url, name="source app")
+    source = Database(postgresql_url, name="source app", statement_timeout=timedelta(seconds=5))
     table = sessions(source, OLD, OLD, OLD, YOUNG)
     with source.engine.connect() as other:
         other.execute(sa.select(table).where(table.c.id == 1).with_for_update())

@@ -158,6 +158,12 @@ def test_a_definite_refusal_stands_when_the_reset_after_it_fails(after: Action) 
     assert (result.verdict, result.phase, usable) == (Verdict.REJECTED, Phase.MAIL, False)
 
 
+@pytest.mark.parametrize("step", [Step.MAIL, Step.DOT])
+def test_a_second_reply_to_a_refusal_ends_the_session_but_not_the_refusal(step: Step) -> None:
+    result, usable, _ = asyncio.run(send_one(Once(step, Action(reply="550 No\r\n250 OK"))))
+    assert (result.verdict, usable) == (Verdict.REJECTED, False)
+
+
 def test_a_second_reply_to_the_dot_ends_the_session_but_not_the_acceptance() -> None:
     script = Once(Step.DOT, Action(reply="250 Kept\r\n250 Kept", accept=True))
     result, usable, _ = asyncio.run(send_one(script))
@@ -344,13 +350,14 @@ def test_a_session_that_ended_sends_nothing() -> None:
     asyncio.run(main())
 
 
-def test_goodbye_is_said_only_when_idle() -> None:
+def test_a_busy_session_takes_no_second_message_and_no_goodbye() -> None:
     async def main() -> None:
         hanging = Hanging(Step.MAIL)
         async with sink_and_session(script=hanging) as (_, session):
             sending = asyncio.create_task(session.send(message(), may_send=always))
             await hanging.reached.wait()
             assert not session.usable
+            assert (await session.send(message(), may_send=always)).verdict is Verdict.UNSENT
             await session.close()
             assert (await sending).verdict is Verdict.UNSENT
 

@@ -91,7 +91,7 @@ def upgrade() -> None:
             nullable=False,
             comment="the instant it stands for, however late it runs",
         ),
-        sa.Column("options", _JSON, nullable=False, comment="what a person asked for: dry_run, new_edition"),
+        sa.Column("options", _JSON, nullable=False, comment="timezone; new_edition if a person asked"),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("queue", sa.String(length=16), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),

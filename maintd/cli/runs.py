@@ -1,0 +1,337 @@
+"""Commands about runs: start one, see what became of them, decide about one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import click
+
+from maintd import api
+from maintd.broker.wake import open_wake
+from maintd.cli.context import Context, pass_context
+from maintd.cli.output import NOTHING, ago, in_short, json_option, print_json, print_pairs, print_table
+from maintd.errors import ExitCode, UsageError
+from maintd.execution import intervene
+from maintd.execution.dryrun import DryRun, overlap_of
+from maintd.execution.dryrun import dry_run as dry_run_of
+from maintd.execution.follow import Standing, follow, standing
+from maintd.ledger import jobs, misses
+from maintd.ledger import runs as stored_runs
+from maintd.ledger.campaigns import Campaign
+from maintd.ledger.misses import Miss
+from maintd.ledger.runs import Run
+from maintd.ledger.states import RunState
+
+_INTERNAL = ("token", "counter")
+
+
+@click.command()
+@click.argument("job")
+@click.option("--wait", is_flag=True, help="Follow the run to its end.")
+@click.option("--dry-run", is_flag=True, help="Only count and show what it would do; no worker, no trace.")
+@click.option("--new-edition", is_flag=True, help="Of a campaign: mail although the period has an edition.")
+@click.option("--yes", is_flag=True, help="With --new-edition: do not ask.")
+@json_option
+@pass_context
+def run(
+    context: Context,
+    job: str,
+    wait: bool,  # noqa: FBT001 - click passes options by name
+    dry_run: bool,  # noqa: FBT001
+    new_edition: bool,  # noqa: FBT001
+    yes: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Start a job now, whatever its schedule says.
+
+    The run is queued for a worker. A campaign whose period has an edition goes on with that one and mails nobody
+    twice; only --new-edition begins another, after showing how many would be mailed again.
+
+    \b
+    Example: maintd run expired-sessions --dry-run
+             maintd run nightly --wait
+             maintd run weekly-digest --new-edition
+
+    \b
+    Exit codes: 0 queued; with --wait: succeeded · 1 with --wait: did not succeed; with --dry-run: a cap would stop it
+                64 there is no such job · 69 the ledger does not answer · 130 interrupted: the run itself goes on.
+    """
+    if dry_run:
+        if wait or new_edition:
+            raise UsageError("--dry-run starts no run: leave out --wait and --new-edition")
+        _show_dry_run(context, job, as_json=as_json)
+        return
+    if new_edition:
+        _confirm_new_edition(context, job, yes=yes)
+    run_id = api.trigger(job, new_edition=new_edition, settings=context.settings)
+    click.echo(f"run {run_id} of {job} is queued", err=wait or as_json)
+    if wait:
+        _wait(context, run_id, as_json=as_json)
+    elif as_json:
+        print_json({"run": run_id})
+
+
+def _show_dry_run(context: Context, job: str, *, as_json: bool) -> None:
+    with context.runtime() as runtime:
+        found = dry_run_of(job, runtime)
+    if as_json:
+        print_json(found)
+    else:
+        _print_dry_run(found)
+    if found.would_stop:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+def _print_dry_run(found: DryRun) -> None:
+    print_pairs({name.replace("_", " "): value for name, value in found.counts.items()})
+    if found.samples:
+        columns = list(dict.fromkeys(name for sample in found.samples for name in sample))
+        rows = [[_text(sample.get(name)) for name in columns] for sample in found.samples]
+        print_table([name.upper() for name in columns], rows, empty="")
+    if found.would_stop:
+        click.echo(f"it would be stopped: {found.would_stop}", err=True)
+    click.echo("nothing was changed", err=True)
+
+
+def _text(value: object) -> object:
+    # An identifier is no quantity: no commas in it.
+    return str(value) if isinstance(value, int) else value
+
+
+def _confirm_new_edition(context: Context, job: str, *, yes: bool) -> None:
+    with context.runtime() as runtime:
+        overlap = overlap_of(job, runtime)
+    if not overlap.editions:
+        return
+    editions = ", ".join(f"{edition} ({state})" for edition, state in overlap.editions.items())
+    again = overlap.mailed + overlap.to_come
+    click.echo(
+        f"This period has {editions}. Of {overlap.audience:,} rows of the audience {overlap.mailed:,} were mailed "
+        f"in it and {overlap.to_come:,} are still going to be.",
+        err=True,
+    )
+    question = f"Mail {again:,} of them once more? (--yes does not ask)"
+    if not yes and not click.confirm(question, err=True):
+        raise click.Abort
+
+
+def _wait(context: Context, run_id: int, *, as_json: bool) -> None:
+    told: dict[int, str] = {}
+    with context.runtime() as runtime:
+        try:
+            for now in follow(run_id, runtime.ledger, pause=time.sleep):
+                _tell(now, told)
+        except KeyboardInterrupt:
+            click.echo(f"run {run_id} goes on; `maintd runs show {run_id}` tells how", err=True)
+            raise click.Abort from None
+    _print_standing(now, now=context.clock.now(), as_json=as_json)
+    if now.run.state is not RunState.SUCCEEDED:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+def _tell(now: Standing, told: dict[int, str]) -> None:
+    """Says on standard error what is new since the last look."""
+    for one in (now.run, *now.steps):
+        line = f"{one.job}: {one.state} {_progress(one, now.campaigns.get(one.id))}".rstrip()
+        if told.get(one.id) != line:
+            told[one.id] = line
+            click.echo(line, err=True)
+
+
+def _progress(one: Run, campaign: Campaign | None) -> str:
+    if campaign is not None and one.state is RunState.UNDERWAY:
+        return f"{campaign.name} {campaign.state}, {campaign.cut:,} of {campaign.tail:,} begun"
+    return in_short(one.result)
+
+
+class _RunsGroup(click.Group):
+    """`runs` lists: a first word that is none of its commands is the JOB of `runs list`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {*self.commands, *self.get_help_option_names(ctx)}
+        return super().parse_args(ctx, args if args and args[0] in known else ["list", *args])
+
+
+@click.group(cls=_RunsGroup, subcommand_metavar="[JOB] [--limit N] [--json] | COMMAND …")
+def runs() -> None:
+    """Show what ran, and decide about a run.
+
+    Without a command, or with the name of a job, it lists the newest runs. (A job that is called like one of the
+    commands is listed by `maintd runs list JOB`.)
+
+    \b
+    Example: maintd runs
+             maintd runs weekly-digest --limit 5
+             maintd runs show 4711
+             maintd runs retry 4711
+    """
+
+
+@runs.command(name="list")
+@click.argument("job", required=False)
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
+@json_option
+@pass_context
+def list_(context: Context, job: str | None, limit: int, as_json: bool) -> None:  # noqa: FBT001
+    """List the newest runs, of one job or of all.
+
+    For one job also the instants that were due and did not run, as ranges with their reason. Times are UTC.
+
+    \b
+    Example: maintd runs weekly-digest
+
+    \b
+    Exit codes: 0 · 64 there is no such job and it never ran · 69 the ledger does not answer.
+    """
+    with context.runtime() as runtime, runtime.ledger.read() as connection:
+        found = stored_runs.latest(connection, job=job, limit=limit)
+        if job is not None and not found:
+            jobs.require(connection, job)
+        missed = misses.latest(connection, job=job, limit=limit) if job is not None else []
+    if as_json:
+        print_json({"runs": [_plain(one) for one in found]} | ({"misses": missed} if job else {}))
+        return
+    now = context.clock.now()
+    _print_runs(found, now=now, names=True)
+    if missed:
+        click.echo("It was due at these times and did not run:")
+        _print_misses(missed)
+
+
+@runs.command()
+@click.argument("run_id", type=int, metavar="ID")
+@json_option
+@pass_context
+def show(context: Context, run_id: int, as_json: bool) -> None:  # noqa: FBT001
+    """Show everything about one run, its steps and its campaign.
+
+    \b
+    Example: maintd runs show 4711
+
+    \b
+    Exit codes: 0 · 64 there is no such run · 69 the ledger does not answer.
+    """
+    with context.runtime() as runtime, runtime.ledger.read() as connection:
+        found = standing(connection, run_id)
+    _print_standing(found, now=context.clock.now(), as_json=as_json)
+
+
+@runs.command()
+@click.argument("run_id", type=int, metavar="ID")
+@pass_context
+def cancel(context: Context, run_id: int) -> None:
+    """Take back a run that has not begun; of a pipeline, the steps that have not.
+
+    \b
+    Example: maintd runs cancel 4711
+
+    \b
+    Exit codes: 0 cancelled · 1 it has begun, or is over · 64 there is no such run · 69 the ledger does not answer.
+    """
+    with context.runtime() as runtime:
+        queues = intervene.cancel(run_id, runtime)
+    with open_wake(context.settings) as wake:
+        wake(queues)
+    click.echo(f"run {run_id} is cancelled")
+
+
+@runs.command()
+@click.argument("run_id", type=int, metavar="ID")
+@pass_context
+def retry(context: Context, run_id: int) -> None:
+    """Let a parked run go on: its worker vanished, and its job leaves it to you whether it is safe to repeat.
+
+    \b
+    Example: maintd runs retry 4711
+
+    \b
+    Exit codes: 0 queued · 1 it is not parked · 64 there is no such run · 69 the ledger does not answer.
+    """
+    with context.runtime() as runtime:
+        queues = intervene.retry(run_id, runtime)
+    with open_wake(context.settings) as wake:
+        wake(queues)
+    click.echo(f"run {run_id} is queued")
+
+
+def _print_runs(found: Sequence[Run], *, now: datetime, names: bool) -> None:
+    columns = ("ID", "RUN" if names else "STEP", "STATE", "STARTED", "TOOK", "TRIED", "COUNTED", "REASON")
+    rows = [
+        (
+            str(one.id),
+            one.name if names else one.job,
+            one.state,
+            one.started_at,
+            _took(one, now=now),
+            _tried(one),
+            in_short(one.result),
+            one.reason,
+        )
+        for one in found
+    ]
+    print_table(columns, rows, empty="nothing has run yet")
+
+
+def _print_misses(missed: Sequence[Miss]) -> None:
+    rows = [
+        (one.first_at, one.last_at, f"{one.count:,}" if one.exact else f"at least {one.count:,}", one.reason)
+        for one in missed
+    ]
+    print_table(("FIRST", "LAST", "TIMES", "REASON"), rows, empty="")
+
+
+def _print_standing(found: Standing, *, now: datetime, as_json: bool) -> None:
+    campaign = found.campaigns.get(found.run.id)
+    if as_json:
+        steps = [_plain(step) for step in found.steps]
+        print_json({"run": _plain(found.run), "steps": steps, "campaign": campaign})
+        return
+    one = found.run
+    pairs: dict[str, Any] = {"run": str(one.id), "name": one.name}
+    pairs |= {name: getattr(one, name) for name in ("kind", "cause", "state", "reason")}
+    pairs |= {"queue": one.queue, "due": one.due_at, "started": one.started_at, "finished": one.finished_at}
+    pairs |= {"took": _took(one, now=now), "tried": _tried(one), "worker": one.owner}
+    pairs |= {
+        "revision": one.revision and str(one.revision),
+        "step of run": one.parent_id and str(one.parent_id),
+    }
+    if campaign is not None:
+        pairs["campaign"] = f"{campaign.name} ({campaign.state})"
+    print_pairs({name: value for name, value in pairs.items() if value is not None})
+    _print_result(found)
+    if found.steps:
+        _print_runs(found.steps, now=now, names=False)
+
+
+def _print_result(found: Standing) -> None:
+    if found.run.result and not found.steps:
+        print_pairs({name.replace("_", " "): _result(value) for name, value in found.run.result.items()})
+
+
+def _result(value: object) -> object:
+    return value if isinstance(value, int | str) else str(value)
+
+
+def _plain(one: Run) -> dict[str, Any]:
+    values = {name: value for name, value in asdict(one).items() if name not in _INTERNAL}
+    return {"id": values.pop("id"), "name": one.name} | values
+
+
+def _took(one: Run, *, now: datetime) -> str:
+    if one.started_at is None:
+        return NOTHING
+    return ago(one.started_at, now=one.finished_at or now)
+
+
+def _tried(one: Run) -> str:
+    """How often it failed and how often its worker vanished."""
+    words = [f"{one.failures} failed"] if one.failures else []
+    words += [f"{one.losses} lost"] if one.losses else []
+    return ", ".join(words)
+
+
+COMMANDS: list[click.Command] = [run, runs]

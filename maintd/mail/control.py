@@ -1,0 +1,114 @@
+"""A person's hand on a campaign: pausing it, letting it go on, giving it up."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from maintd.clock import Clock
+from maintd.database import Database
+from maintd.errors import MaintdError
+from maintd.ledger import campaigns, deliveries
+from maintd.ledger.campaigns import Campaign
+from maintd.ledger.states import CampaignState, DeliveryState
+
+#: Ordinals in one transaction of a cancellation: short enough that senders of other campaigns hardly wait.
+_CHUNK = 2000
+
+
+class NotPossible(MaintdError):
+    """A campaign or a delivery is in a state in which that cannot be done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancelled:
+    """What a cancellation did.
+
+    Attributes:
+        campaign: As it is now.
+        settled: Deliveries that were cancelled by this call.
+        left: Deliveries that are not settled yet, because a sender holds their batch; it lets go within one window, or
+            is found dead after its lease. A later cancellation settles what is left of them then.
+    """
+
+    campaign: Campaign
+    settled: int
+    left: int
+
+
+def pause(ledger: Database, name: str, *, reason: str, now: datetime) -> Campaign:
+    """Lets no further window of a campaign go to the wire; what is on the wire is brought to its end.
+
+    Raises:
+        UsageError: There is no such campaign.
+        NotPossible: It is not sending.
+    """
+    return _move(ledger, name, froms={CampaignState.SENDING}, to=CampaignState.PAUSED, reason=reason, now=now)
+
+
+def resume(ledger: Database, name: str, *, now: datetime) -> Campaign:
+    """Lets a paused campaign go on.
+
+    Raises:
+        UsageError: There is no such campaign.
+        NotPossible: It is not paused.
+    """
+    return _move(ledger, name, froms={CampaignState.PAUSED}, to=CampaignState.SENDING, reason=None, now=now)
+
+
+def cancel(ledger: Database, name: str, *, reason: str, clock: Clock) -> Cancelled:
+    """Gives a campaign up: what was not sent never will be.
+
+    May be called again, after it was cut off or for deliveries that a sender held. Doubts stay what they are.
+
+    Raises:
+        UsageError: There is no such campaign.
+        NotPossible: It has finished.
+    """
+    froms = {CampaignState.ENROLLING, CampaignState.SENDING, CampaignState.PAUSED}
+    campaign = _move(ledger, name, froms=froms, to=CampaignState.CANCELLED, reason=reason, now=clock.now())
+    settled, lo = 0, 0
+    while lo < campaign.tail:
+        with ledger.write() as connection:
+            settled += deliveries.cancel_range(
+                connection,
+                campaign.id,
+                lo=lo,
+                hi=lo + _CHUNK,
+                now=clock.now(),
+                detail="the campaign was cancelled",
+            )
+            # The tail may have moved: what was deferred may just have been put back into the line.
+            campaign = campaigns.get(connection, campaign.id)
+        lo += _CHUNK
+    with ledger.read() as connection:
+        counts = deliveries.counts(connection, campaign.id)
+    left = counts[DeliveryState.PENDING] + counts[DeliveryState.DEFERRED]
+    return Cancelled(campaign=campaign, settled=settled, left=left)
+
+
+def _move(
+    ledger: Database,
+    name: str,
+    *,
+    froms: Collection[CampaignState],
+    to: CampaignState,
+    reason: str | None,
+    now: datetime,
+) -> Campaign:
+    """Moves a campaign from one of these states; one that is there already is left as it is."""
+    with ledger.write() as connection:
+        campaign = campaigns.lock(connection, campaigns.named(connection, name).id)
+        if campaign.state is to:
+            return campaign
+        if campaign.state not in froms:
+            raise NotPossible(
+                f"campaign {campaign.name} is {campaign.state}; only one that is {_either(froms)} can become {to}"
+            )
+        campaigns.move(connection, campaign.id, to=to, now=now, reason=reason)
+        return campaigns.get(connection, campaign.id)
+
+
+def _either(states: Collection[CampaignState]) -> str:
+    return " or ".join(sorted(states))

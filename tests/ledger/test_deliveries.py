@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from maintd.database import Database
+from maintd.ledger import campaigns, deliveries, suppressions
+from maintd.ledger.deliveries import Delivery, Outcome
+from maintd.ledger.states import DeliveryState
+from tests.ledgers import MINUTE, NOW, add_campaign, campaign_of, key_of, race, states_of, tallied
+
+PENDING, DEFERRED, SENT = DeliveryState.PENDING, DeliveryState.DEFERRED, DeliveryState.SENT
+UNCERTAIN, REJECTED = DeliveryState.UNCERTAIN, DeliveryState.REJECTED
+
+
+def settle(ledger: Database, campaign_id: int, *outcomes: Outcome, now: datetime = NOW) -> None:
+    with ledger.write() as connection:
+        deliveries.settle(connection, campaign_id, outcomes, now=now)
+
+
+def outcome(
+    number: int, state: DeliveryState, *, fact: bool = True, due_at: datetime | None = None
+) -> Outcome:
+    return Outcome(recipient_key=key_of(number), state=state, fact=fact, due_at=due_at)
+
+
+def line(ledger: Database, campaign_id: int) -> list[Delivery]:
+    with ledger.read() as connection:
+        return deliveries.of_campaign(connection, campaign_id, state=None, limit=1000)
+
+
+def put_back(ledger: Database, campaign_id: int, *, now: datetime = NOW, limit: int = 100) -> int:
+    with ledger.write() as connection:
+        return deliveries.put_back_in_line(connection, campaign_id, now=now, limit=limit)
+
+
+def test_a_recipient_is_enrolled_once(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=2)
+    (first, _) = line(ledger, campaign.id)
+    row = first.__dict__ | {"ordinal": 2}
+    with pytest.raises(IntegrityError), ledger.write() as connection:
+        deliveries.insert(connection, [row])
+    assert tallied(ledger, campaign.id) == {PENDING: 2}
+
+
+def test_an_outcome_is_written_with_all_that_the_relay_said(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=1)
+    said = Outcome(
+        recipient_key=key_of(0),
+        state=REJECTED,
+        fact=True,
+        phase="rcpt",
+        code=550,
+        enhanced="5.1.1",
+        detail="No such user",
+    )
+    settle(ledger, campaign.id, said, now=NOW + MINUTE)
+    (found,) = line(ledger, campaign.id)
+    assert (found.state, found.phase, found.code, found.enhanced) == (REJECTED, "rcpt", 550, "5.1.1")
+    assert (found.detail, found.settled_at, found.failures) == ("No such user", NOW + MINUTE, 0)
+
+
+def test_outcomes_of_one_campaign_leave_the_same_recipient_of_another_alone(ledger: Database) -> None:
+    one, other = (add_campaign(ledger, recipients=1, edition=edition) for edition in ("one", "two"))
+    settle(ledger, one.id, outcome(0, SENT))
+    assert states_of(ledger, other.id) == {0: PENDING}
+
+
+def test_a_read_acceptance_overrides_a_doubt_and_a_doubt_never_an_acceptance(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=1)
+    settle(ledger, campaign.id, outcome(0, UNCERTAIN, fact=False))
+    settle(ledger, campaign.id, outcome(0, SENT))
+    for later in (outcome(0, UNCERTAIN, fact=False), outcome(0, REJECTED), outcome(0, DEFERRED, due_at=NOW)):
+        settle(ledger, campaign.id, later)
+    assert states_of(ledger, campaign.id) == {0: SENT}
+
+
+def test_an_inference_is_believed_of_pending_deliveries_only(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=2)
+    settle(ledger, campaign.id, outcome(0, UNCERTAIN, fact=False))
+    settle(ledger, campaign.id, *(outcome(number, REJECTED, fact=False) for number in (0, 1)))
+    assert states_of(ledger, campaign.id) == {0: UNCERTAIN, 1: REJECTED}
+
+
+def test_a_deferral_counts_as_a_failure_and_comes_back_at_the_tail_when_its_time_has_come(
+    ledger: Database,
+) -> None:
+    campaign = add_campaign(ledger, recipients=4)
+    settle(ledger, campaign.id, outcome(1, DEFERRED, due_at=NOW + MINUTE), outcome(0, SENT))
+    assert put_back(ledger, campaign.id, now=NOW + MINUTE / 2) == 0
+    assert campaign_of(ledger, campaign.id).tail == 4
+    assert put_back(ledger, campaign.id, now=NOW + MINUTE) == 1
+    assert campaign_of(ledger, campaign.id).tail == 5
+    back = line(ledger, campaign.id)[-1]
+    assert (back.ordinal, back.recipient_key, back.state, back.failures) == (4, key_of(1), PENDING, 1)
+    assert (back.due_at, back.settled_at) == (None, None)
+    assert tallied(ledger, campaign.id) == {PENDING: 3, SENT: 1}
+
+
+def test_deferrals_come_back_the_longest_due_first_and_so_many_at_a_time(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=3)
+    waits = {0: 3, 1: 1, 2: 2}
+    settle(ledger, campaign.id, *(outcome(n, DEFERRED, due_at=NOW + m * MINUTE) for n, m in waits.items()))
+    assert put_back(ledger, campaign.id, now=NOW + 5 * MINUTE, limit=2) == 2
+    assert [found.recipient_key for found in line(ledger, campaign.id) if found.state is PENDING] == [
+        key_of(1),
+        key_of(2),
+    ]
+    assert put_back(ledger, campaign.id, now=NOW + 5 * MINUTE, limit=2) == 1
+
+
+def test_racing_returns_to_the_line_give_every_deferral_one_ordinal(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=30)
+    settle(ledger, campaign.id, *(outcome(number, DEFERRED, due_at=NOW) for number in range(30)))
+    back = race(4, lambda _: put_back(ledger, campaign.id, limit=7) + put_back(ledger, campaign.id, limit=7))
+    assert sum(back) == 30
+    assert [delivery.ordinal for delivery in line(ledger, campaign.id)] == list(range(30, 60))
+    assert campaign_of(ledger, campaign.id).tail == 60
+
+
+def test_a_fact_finds_its_delivery_under_its_new_ordinal(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=3)
+    settle(ledger, campaign.id, outcome(0, DEFERRED, due_at=NOW))
+    put_back(ledger, campaign.id)
+    settle(ledger, campaign.id, outcome(0, SENT))
+    assert states_of(ledger, campaign.id)[0] is SENT
+
+
+def test_pending_are_those_of_the_range_that_are_not_settled_in_order(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=6)
+    settle(ledger, campaign.id, outcome(2, SENT), outcome(3, UNCERTAIN, fact=False))
+    with ledger.read() as connection:
+        found = deliveries.pending(connection, campaign.id, lo=1, hi=5)
+        keys = deliveries.pending_keys(connection, campaign.id, lo=1, hi=5)
+    assert [delivery.ordinal for delivery in found] == [1, 4]
+    assert keys == {key_of(1), key_of(4)}
+
+
+def test_only_pending_deliveries_of_the_range_are_suppressed(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=4)
+    settle(ledger, campaign.id, outcome(1, SENT))
+    with ledger.write() as connection:
+        for number in range(4):
+            suppressions.add(connection, key_of(number), reason="asked", now=NOW)
+        assert deliveries.suppress(connection, campaign.id, lo=0, hi=3, now=NOW) == 2
+    assert states_of(ledger, campaign.id) == {
+        0: DeliveryState.SUPPRESSED,
+        1: SENT,
+        2: DeliveryState.SUPPRESSED,
+        3: PENDING,
+    }
+
+
+def test_a_doubt_is_sent_again_until_its_copies_are_used_up(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=1)
+    resent = []
+    for _ in range(5):
+        settle(ledger, campaign.id, outcome(0, UNCERTAIN, fact=False))
+        with ledger.write() as connection:
+            resent.append(
+                deliveries.resend_doubtful(connection, campaign.id, lo=0, hi=1000, now=NOW, max_copies=3)
+            )
+        put_back(ledger, campaign.id)
+    assert resent == [1, 1, 0, 0, 0]
+    (found,) = line(ledger, campaign.id)
+    assert (found.state, found.copies) == (UNCERTAIN, 2)
+
+
+def test_a_person_settles_a_doubt_once(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=2)
+    settle(ledger, campaign.id, outcome(0, UNCERTAIN, fact=False), outcome(1, SENT))
+
+    def resolve(number: int, to: DeliveryState) -> bool:
+        with ledger.write() as connection:
+            return deliveries.resolve(connection, campaign.id, key_of(number), to=to, now=NOW, detail="seen")
+
+    assert [resolve(0, DEFERRED), resolve(0, SENT), resolve(1, REJECTED)] == [True, False, False]
+    assert put_back(ledger, campaign.id) == 1
+    assert states_of(ledger, campaign.id) == {0: PENDING, 1: SENT}
+
+
+def test_wiping_goes_in_bounded_steps_to_the_end(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=25)
+    other = add_campaign(ledger, recipients=3, edition="other")
+
+    def wipe(_number: int) -> int:
+        with ledger.write() as connection:
+            return deliveries.wipe(connection, campaign.id, limit=10)
+
+    assert [wipe(number) for number in range(4)] == [10, 10, 5, 0]
+    assert line(ledger, campaign.id) == []
+    assert tallied(ledger, other.id) == {PENDING: 3}
+
+
+def test_every_state_is_counted_and_all_together_are_what_was_enrolled(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=len(DeliveryState) + 1)
+    settle(ledger, campaign.id, *(outcome(number, state) for number, state in enumerate(DeliveryState)))
+    with ledger.read() as connection:
+        counts = deliveries.counts(connection, campaign.id)
+    assert counts == {state: 2 if state is PENDING else 1 for state in DeliveryState}
+    assert sum(counts.values()) == campaign_of(ledger, campaign.id).enrolled
+
+
+def test_the_deliveries_of_a_recipient_are_found_in_every_campaign(ledger: Database) -> None:
+    one, other = (add_campaign(ledger, recipients=2, edition=edition) for edition in ("one", "two"))
+    with ledger.read() as connection:
+        found = deliveries.find(connection, key_of(1))
+    assert [delivery.campaign_id for delivery in found] == [other.id, one.id]
+
+
+def test_the_doubtful_are_listed_of_one_campaign_or_of_all(ledger: Database) -> None:
+    one, other = (add_campaign(ledger, recipients=2, edition=edition) for edition in ("one", "two"))
+    for campaign in (one, other):
+        settle(ledger, campaign.id, outcome(1, UNCERTAIN, fact=False))
+    with ledger.read() as connection:
+        of_all = deliveries.uncertain(connection, campaign_id=None, limit=10)
+        of_one = deliveries.uncertain(connection, campaign_id=other.id, limit=10)
+    assert [delivery.campaign_id for delivery in of_all] == [one.id, other.id]
+    assert [delivery.campaign_id for delivery in of_one] == [other.id]
+
+
+def test_settled_outcomes_of_many_recipients_race_without_losing_one(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=40)
+
+    def work(number: int) -> None:
+        for recipient in range(number, 40, 4):
+            settle(ledger, campaign.id, outcome(recipient, SENT))
+
+    race(4, work)
+    assert tallied(ledger, campaign.id) == {SENT: 40}
+
+
+def test_a_campaign_counts_what_it_enrolled(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=3)
+    with ledger.write() as connection:
+        campaigns.count_enrolled(connection, campaign.id, audience=5, duplicates=5, tail=3)
+        assert connection.scalars(sa.text("SELECT 1")).one() == 1
+    found = campaign_of(ledger, campaign.id)
+    assert (found.audience, found.duplicates, found.enrolled) == (8, 5, 3)
