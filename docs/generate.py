@@ -164,7 +164,8 @@ def _type(annotation: Any, metadata: Sequence[object] = ()) -> str:
 def _type_alone(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return " or ".join(f"`{json.dumps(value)}`" for value in arguments)
+        *others, last = (f"`{json.dumps(value)}`" for value in arguments)
+        return f"{', '.join(others)} or {last}" if others else last
     if origin in (Union, UnionType):
         # Of None nobody can write anything in TOML: it means that the key is left out.
         return " or ".join(dict.fromkeys(_type(inner) for inner in arguments if inner is not NoneType))
@@ -222,25 +223,24 @@ def _as_code(default: str) -> str:
 def _commands() -> Iterator[str]:
     yield _COMMANDS
     yield (cli.epilog or "").strip() + "\n"
-    for words, command in _leaves((cli.name or "maintd",), cli):
-        yield from _command(" ".join(words), command)
+    for name, command in sorted(cli.commands.items()):
+        for words, inner in _all(("maintd", name), command):
+            yield from _command(words, inner)
 
 
-def _leaves(
-    words: tuple[str, ...], command: click.Command
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    if not isinstance(command, click.Group):
-        yield words, command
-        return
-    for name, inner in sorted(command.commands.items()):
-        yield from _leaves((*words, name), inner)
+def _all(words: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """A command and, after it, those that it groups."""
+    yield words, command
+    if isinstance(command, click.Group):
+        for name, inner in sorted(command.commands.items()):
+            yield from _all((*words, name), inner)
 
 
-def _command(name: str, command: click.Command) -> Iterator[str]:
+def _command(words: tuple[str, ...], command: click.Command) -> Iterator[str]:
+    name = " ".join(words)
     context = click.Context(command, info_name=name)
-    pieces = " ".join(command.collect_usage_pieces(context))
-    yield f"## `{name}`\n"
-    yield f"`{name} {pieces}`\n".replace(" `", "`")
+    yield f"{'#' * len(words)} `{name}`\n"
+    yield f"`{' '.join([name, *command.collect_usage_pieces(context)])}`\n"
     yield from _help(command.help or "")
     options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
     if options:
@@ -248,17 +248,20 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
 
 
 def _help(text: str) -> Iterator[str]:
-    """The paragraphs of a help text; one that click is told not to wrap is an example."""
+    """The paragraphs of a help text; those that click is told not to wrap are examples and exit codes."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
-        if paragraph.startswith("\b\n"):
+        if paragraph.startswith("\b\nExample"):
             yield f"```text\n{paragraph.removeprefix(chr(8)).strip()}\n```\n"
+        elif paragraph.startswith("\b\n"):
+            yield " · ".join(line.strip(" ·") for line in paragraph.splitlines()[1:]) + "\n"
         else:
             yield " ".join(paragraph.split()) + "\n"
 
 
 def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
     names = ", ".join([*option.opts, *option.secondary_opts])
-    value = "" if option.is_flag or option.count else f" {option.make_metavar(context)}"
+    number = isinstance(option.type, click.types.IntParamType)
+    value = "" if option.is_flag else " N" if number else f" {option.make_metavar(context)}"
     shown = option.default if option.show_default and option.default is not None else ""
     return f"`{names}{value}`", str(shown), option.help or ""
 

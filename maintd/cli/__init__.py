@@ -44,14 +44,9 @@ def cli(context: click.Context, env_file: Path | None) -> None:
 
 def _register() -> None:
     """Puts the commands of every module under the one group."""
-    import importlib
-    import importlib.util
+    from maintd.cli import configuration, daemons, demo, jobs, mail, runs
 
-    for module in [
-        importlib.import_module(f"maintd.cli.{m}")
-        for m in ("configuration", "jobs", "runs", "mail", "daemons", "demo")
-        if importlib.util.find_spec(f"maintd.cli.{m}")
-    ]:
+    for module in (configuration, jobs, runs, mail, daemons, demo):
         for command in module.COMMANDS:
             cli.add_command(command)
 

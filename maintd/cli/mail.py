@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import os
 import signal
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -437,7 +438,7 @@ def add_suppressions(click_context: click.Context, context: Context, address: st
              maintd suppressions add - --reason bounced < bounced.txt
     """
     many = address == "-"
-    lines: Iterable[str] = click.get_text_stream("stdin")
+    lines: Iterable[str] = sys.stdin
     if not many:
         lines = [_ADDRESS.convert(address, None, click_context).mailbox]
     with context.runtime() as runtime:

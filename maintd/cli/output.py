@@ -97,7 +97,7 @@ def _cell(value: object) -> str:
     if value is None or value == "":
         return NOTHING
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
+        return f"{value:%Y-%m-%d %H:%M:%S}Z"
     if _is_number(value):
         return f"{value:,}"
     # What comes from a user or a relay is never read as markup.

@@ -301,7 +301,7 @@ def _print_standing(found: Standing, *, now: datetime, as_json: bool) -> None:
     }
     if campaign is not None:
         pairs["campaign"] = f"{campaign.name} ({campaign.state})"
-    print_pairs({name: value for name, value in pairs.items() if value is not None})
+    print_pairs({name: value for name, value in pairs.items() if value not in (None, "", NOTHING)})
     _print_result(found)
     if found.steps:
         _print_runs(found.steps, now=now, names=False)

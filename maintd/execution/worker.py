@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from maintd.config.settings import Settings
+from maintd.errors import Unavailable
 from maintd.execution import executor, mailings
+from maintd.execution.patience import Patience
 from maintd.execution.queues import MAIL_QUEUES, Queue
 from maintd.execution.runtime import Runtime
 from maintd.ledger import batches
@@ -14,6 +17,8 @@ from maintd.mail.pump import Pump, PumpSettings
 from maintd.smtp.pool import SessionPool
 from maintd.smtp.relays import parse_relay_url
 from maintd.smtp.session import Timeouts
+
+logger = logging.getLogger(__name__)
 
 
 class Worker:
@@ -33,6 +38,7 @@ class Worker:
         self._stopping = stopping
         self._loop = asyncio.Runner()
         self._pump = _pump(runtime)
+        self._patience = Patience(runtime.clock)
 
     def work(self, queue: Queue) -> set[Queue]:
         """Takes due work of a queue until there is none or the budget is spent.
@@ -41,7 +47,7 @@ class Worker:
             Queues that have new work.
 
         Raises:
-            Unavailable: The ledger or the relay does not answer.
+            Unavailable: The ledger does not answer.
         """
         if queue in MAIL_QUEUES:
             return self._mail(queue)
@@ -54,6 +60,18 @@ class Worker:
         self._loop.close()
 
     def _mail(self, queue: Queue) -> set[Queue]:
+        if self._patience.waits():
+            return set()
+        try:
+            ready = self._pump_once(queue)
+        except Unavailable as error:
+            wait = self._patience.failed()
+            logger.warning("%s; tried again in %g s or later", error, wait.total_seconds())
+            return set()
+        self._patience.worked()
+        return ready
+
+    def _pump_once(self, queue: Queue) -> set[Queue]:
         clock = self.runtime.clock
         until_s = clock.monotonic_s() + self.runtime.settings.wake_budget.total_seconds()
         self._loop.run(self._pump.run(stopping=lambda: self._stopping() or clock.monotonic_s() > until_s))

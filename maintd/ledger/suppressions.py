@@ -16,7 +16,8 @@ def add(connection: Connection, recipient_key: bytes, *, reason: str, now: datet
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     values = {"recipient_key": recipient_key, "reason": reason, "added_at": now}
     statement = insert(suppressions).values(values).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    # Not by the row count, which is not kept for an INSERT on PostgreSQL.
+    return connection.execute(statement.returning(suppressions.c.recipient_key)).first() is not None
 
 
 def remove(connection: Connection, recipient_key: bytes) -> bool:

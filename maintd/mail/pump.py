@@ -180,9 +180,20 @@ class Pump:
         except ClaimLost as error:
             logger.warning("%s", error, extra={"campaign": campaign.name})
             await asyncio.to_thread(held.keep_facts)
+        except JobFailed as error:
+            # Nothing of this campaign can be made; the others must not wait behind it.
+            await asyncio.to_thread(self._pause, campaign, str(error))
+            await asyncio.to_thread(held.leave)
         except BaseException:
             await asyncio.to_thread(held.leave)
             raise
+
+    def _pause(self, campaign: Campaign, reason: str) -> None:
+        logger.error("campaign %s is paused: %s", campaign.name, reason)
+        with self._ledger.write() as connection:
+            campaigns.move(
+                connection, campaign.id, to=CampaignState.PAUSED, now=self._clock.now(), reason=reason
+            )
 
 
 class HeldBatch:

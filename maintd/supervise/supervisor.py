@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +92,7 @@ class Supervisor:
             sys.executable,
             "-m",
             "maintd.supervise.tether",
+            str(os.getpid()),
             *child.command,
             env=child.environment,
             stdin=asyncio.subprocess.DEVNULL,

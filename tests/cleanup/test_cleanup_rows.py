@@ -415,6 +415,19 @@ def test_rows_that_appear_meanwhile_do_not_lift_the_cap(source: Database) -> Non
     assert 450 - len(kept(source)) == 100
 
 
+def test_without_a_cap_rows_that_appear_meanwhile_go_too(source: Database) -> None:
+    table = sessions(source, *[OLD] * 101)
+
+    def appear(removed: int) -> None:
+        if removed == 100:
+            with source.write() as connection:
+                connection.execute(
+                    sa.insert(table), [{"id": 1000 + n, "expires": naive(OLD)} for n in range(9)]
+                )
+
+    assert run(source, spec(fraction=1), progress=appear).removed == 110
+
+
 def test_exactly_the_cap_may_go(source: Database) -> None:
     sessions(source, *[OLD] * 200)
 

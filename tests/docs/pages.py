@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pytest
 
 from maintd.cli import cli
 
@@ -19,7 +21,7 @@ PAGES = [
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:\S+/)?maintd [^`]+)`")
-_SEPARATORS = {"&&", "||", "|", ";", "&", ">", "<"}
+_SEPARATORS = frozenset({"&&", "||", "|", ";", "&", ">", ">>", "<", "<<"})
 
 
 def fences(page: Path, *languages: str) -> list[str]:
@@ -42,33 +44,28 @@ def calls(shell: str) -> Iterator[list[str]]:
     for line in shell.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
-        words = list(lexer)
-        for place, word in enumerate(words):
-            # `sudo -u maintd` names a user.
-            if Path(word).name == "maintd" and "-u" not in words[max(0, place - 1) : place]:
-                yield _up_to_separator(words[place + 1 :])
-                break
+        for separator, words in itertools.groupby(lexer, key=_SEPARATORS.__contains__):
+            command = [] if separator else list(itertools.dropwhile(_is_before_command, words))
+            if command and Path(command[0]).name == "maintd":
+                yield command[1:]
 
 
-def _up_to_separator(words: list[str]) -> list[str]:
-    ends = (place for place, word in enumerate(words) if word in _SEPARATORS)
-    return words[: next(ends, None)]
+def _is_before_command(word: str) -> bool:
+    return word in ("$", "/usr/bin/env") or "=" in word
 
 
-def parse(arguments: list[str], *, command: click.Command = cli, name: str = "maintd") -> click.Command:
-    """Finds the command of a command line and reads its options; nothing is carried out.
+def carry_out_nothing(arguments: list[str]) -> str:
+    """Reads a command line as the command itself does, and gives the name of what it would carry out.
 
     Raises:
         click.UsageError: There is no such command or option, or an argument is missing or one too many.
     """
-    if not isinstance(command, click.Group):
-        command.make_context(name, list(arguments))
-        return command
-    context = click.Context(command, info_name=name)
-    _, rest, _ = command.make_parser(context).parse_args(list(arguments))
-    if not rest:
-        # The group alone lists something, or shows its help.
-        return command
-    inner_name, inner, inner_rest = command.resolve_command(context, rest)
-    assert inner is not None
-    return parse(inner_rest, command=inner, name=f"{name} {inner_name}")
+    invoked = [""]
+
+    def invoke(_command: click.Command, context: click.Context) -> None:
+        invoked.append(context.command_path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(click.Command, "invoke", invoke)
+        cli.main(list(arguments), prog_name="maintd", standalone_mode=False)
+    return invoked[-1]

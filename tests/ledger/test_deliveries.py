@@ -237,6 +237,5 @@ def test_a_campaign_counts_what_it_enrolled(ledger: Database) -> None:
     campaign = add_campaign(ledger, recipients=3)
     with ledger.write() as connection:
         campaigns.count_enrolled(connection, campaign.id, audience=5, duplicates=5, tail=3)
-        assert connection.scalars(sa.text("SELECT 1")).one() == 1
     found = campaign_of(ledger, campaign.id)
     assert (found.audience, found.duplicates, found.enrolled) == (8, 5, 3)

@@ -1,0 +1,358 @@
+"""Starting runs, following them, looking at them and deciding about them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import sqlalchemy as sa
+
+from maintd.database import Database
+from maintd.execution.queues import Queue
+from maintd.execution.trigger import trigger
+from maintd.execution.worker import Worker
+from maintd.keyspace import Keyspace
+from maintd.ledger import campaigns, deliveries, runs
+from maintd.ledger.runs import Run
+from maintd.ledger.states import DeliveryState, RunState
+from maintd.ledger.tables import deliveries as delivery_rows
+from tests.cli.conftest import Project
+from tests.sinks import SinkThread
+
+
+def all_runs(project: Project) -> list[Run]:
+    with project.runtime() as runtime, runtime.ledger.read() as connection:
+        return runs.latest(connection, job=None, limit=99)
+
+
+def states(project: Project) -> dict[str, RunState]:
+    return {run.job: run.state for run in reversed(all_runs(project))}
+
+
+def rows(project: Project, table: str) -> int:
+    database = Database(f"sqlite:///{project.source}", name="source app")
+    with database.read() as connection:
+        return int(connection.exec_driver_sql(f"SELECT COUNT(*) FROM {table}").scalar_one())
+
+
+def work_off(project: Project, *queues: Queue) -> None:
+    with project.runtime() as runtime:
+        worker = Worker(runtime, stopping=lambda: False)
+        for queue in queues:
+            worker.work(queue)
+        worker.close()
+
+
+def park(project: Project, run_id: int) -> None:
+    """As the reconciler does with a run of `on_lost = "park"` whose worker vanished."""
+    with project.runtime() as runtime, runtime.ledger.write() as connection:
+        now = runtime.clock.now()
+        queue = next(run.queue for run in runs.latest(connection, job=None, limit=99) if run.id == run_id)
+        claimed = runs.claim(connection, queue=queue, token="t", owner="o", now=now)
+        assert claimed is not None
+        assert runs.take_from_the_dead(connection, claimed, to=RunState.PARKED, now=now, reason="vanished")
+
+
+@pytest.fixture
+def applied(project: Project) -> Project:
+    assert project.maintd("apply").code == 0
+    return project
+
+
+@pytest.fixture
+def small(small_project: Project) -> Project:
+    assert small_project.maintd("apply").code == 0
+    return small_project
+
+
+def test_a_run_started_by_hand_is_queued_and_a_worker_is_woken(applied: Project, redis_url: str) -> None:
+    started = applied.maintd("run", "expired-sessions", "--json")
+    assert started.code == 0
+    (run,) = all_runs(applied)
+    assert (run.id, run.job, run.cause, run.state) == (
+        started.json["run"],
+        "expired-sessions",
+        "manual",
+        RunState.QUEUED,
+    )
+    keyspace = Keyspace(redis_url)
+    assert keyspace.queue_length(Queue.MAINTENANCE) == 1
+    keyspace.close()
+
+
+def test_without_redis_a_run_is_queued_all_the_same(small: Project) -> None:
+    small.maintd.environ["MAINTD_REDIS_URL"] = "redis://127.0.0.1:1/0"
+    assert small.maintd("run", "title-ratings").code == 0
+    assert states(small) == {"title-ratings": RunState.QUEUED}
+
+
+def test_a_dry_run_counts_what_a_run_then_does_and_leaves_no_trace(applied: Project) -> None:
+    before, bytes_before = rows(applied, "session"), applied.source.read_bytes()
+    counted = {
+        job: applied.maintd("run", job, "--dry-run", "--json").json
+        for job in ("expired-sessions", "title-ratings", "weekly-digest")
+    }
+    assert all_runs(applied) == []
+    assert applied.source.read_bytes() == bytes_before
+    with applied.working():
+        assert applied.maintd("run", "nightly", "--wait").code == 0
+    done = {run.job: run.result or {} for run in all_runs(applied)}
+    would_remove = counted["expired-sessions"]["counts"]["would_remove"]
+    assert would_remove > 0
+    assert would_remove == done["expired-sessions"]["removed"] == before - rows(applied, "session")
+    assert counted["title-ratings"]["counts"]["changed"] == done["title-ratings"]["changed"] > 0
+    digest = counted["weekly-digest"]["counts"]
+    assert digest["audience"] == done["weekly-digest"]["audience"] > 0
+    assert digest["invalid"] == done["weekly-digest"]["rejected"] > 0
+    assert digest["mailed_in_this_period"] == digest["still_to_come"] == 0
+
+
+def test_a_dry_run_that_a_cap_would_stop_fails(small: Project) -> None:
+    small.change("rows = 500_000", "rows = 1")
+    small.change("recipients = 20_000", "recipients = 1")
+    small.maintd("apply")
+    for job in ("expired-sessions", "weekly-digest"):
+        stopped = small.maintd("run", job, "--dry-run")
+        assert (stopped.code, "stop_at" in stopped.err) == (1, True)
+
+
+def test_a_dry_run_of_what_cannot_be_counted_is_refused(small: Project) -> None:
+    refused = small.maintd("run", "nightly", "--dry-run")
+    assert (refused.code, "expired-sessions" in refused.err) == (64, True)
+    assert small.maintd("run", "weekly-digest", "--dry-run", "--new-edition").code == 64
+    assert all_runs(small) == []
+
+
+def test_waiting_follows_a_pipeline_and_its_mailing_to_their_end(applied: Project, relay: SinkThread) -> None:
+    with applied.working():
+        ended = applied.maintd("run", "nightly", "--wait", "--json")
+    assert ended.code == 0, ended.err
+    assert set(states(applied).values()) == {RunState.SUCCEEDED}
+    steps = {step["job"]: step for step in ended.json["steps"]}
+    assert ended.json["run"]["state"] == "succeeded"
+    assert steps["weekly-digest"]["result"]["sent"] == relay.sink.accepted > 0
+    lines = ended.err.splitlines()
+    assert (
+        lines.index("nightly: queued") < lines.index("expired-sessions: running")
+        if ("expired-sessions: running" in lines)
+        else "nightly: queued" in lines
+    )
+    assert len(lines) == len(set(lines))
+
+
+def test_waiting_for_a_run_that_fails_fails_with_its_reason(small: Project) -> None:
+    small.change("rows = 500_000", "rows = 1")
+    small.maintd("apply")
+    with small.working():
+        ended = small.maintd("run", "nightly", "--wait")
+    assert ended.code == 1
+    assert "stop_at" in ended.out
+    assert states(small) == {
+        "nightly": RunState.FAILED,
+        "expired-sessions": RunState.FAILED,
+        "title-ratings": RunState.SKIPPED,
+        "weekly-digest": RunState.SKIPPED,
+    }
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_run(small: Project) -> None:
+    command = [sys.executable, "-m", "maintd", "run", "nightly", "--wait"]
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("MAINTD_")}
+    waiting = subprocess.Popen(
+        command, env=environ | small.maintd.environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert waiting.stderr is not None
+    assert any("nightly: queued" in line for line in waiting.stderr)
+    waiting.send_signal(signal.SIGINT)
+    _, rest = waiting.communicate()
+    assert waiting.returncode == 130
+    assert "goes on" in rest
+    assert "Traceback" not in rest
+    assert states(small) == {"nightly": RunState.QUEUED}
+
+
+def test_another_edition_is_mailed_only_after_the_overlap_was_shown_and_accepted(
+    applied: Project, relay: SinkThread
+) -> None:
+    first = applied.maintd("run", "weekly-digest", "--new-edition")
+    assert first.code == 0, "a period without an edition needs no word"
+    work_off(applied, Queue.MAINTENANCE, Queue.MAIL_BULK)
+    mailed = relay.sink.accepted
+    assert mailed > 0
+    declined = applied.maintd("run", "weekly-digest", "--new-edition", typed="n\n")
+    assert declined.code == 130
+    unanswered = applied.maintd("run", "weekly-digest", "--new-edition")
+    assert unanswered.code == 130
+    assert len(all_runs(applied)) == 1
+    assert f"{mailed} were mailed" in declined.err
+    assert applied.maintd("run", "weekly-digest", "--new-edition", typed="y\n").code == 0
+    work_off(applied, Queue.MAINTENANCE, Queue.MAIL_BULK)
+    assert relay.sink.accepted == 2 * mailed
+    assert applied.maintd("run", "weekly-digest", "--new-edition", "--yes").code == 0
+    with applied.runtime() as runtime, runtime.ledger.read() as connection:
+        editions = [one.edition for one in campaigns.latest(connection, job="weekly-digest", limit=9)]
+    assert len(editions) == 2
+    assert editions[0] == f"{editions[1]}+2"
+
+
+def test_the_overlap_tells_those_mailed_from_those_still_to_come_and_those_never_to_be(
+    applied: Project,
+) -> None:
+    applied.maintd("run", "weekly-digest")
+    work_off(applied, Queue.MAINTENANCE)  # enrolled, nothing sent
+    with applied.runtime() as runtime, runtime.ledger.write() as connection:
+        (campaign,) = campaigns.latest(connection, job="weekly-digest", limit=9)
+        pending = deliveries.pending(connection, campaign.id, lo=0, hi=campaign.tail)
+        for state, some in (
+            (DeliveryState.SENT, pending[:7]),
+            (DeliveryState.UNCERTAIN, pending[7:10]),
+            (DeliveryState.DEFERRED, pending[10:15]),
+            (DeliveryState.CANCELLED, pending[15:17]),
+        ):
+            keys = [delivery.recipient_key for delivery in some]
+            connection.execute(
+                sa.update(delivery_rows).where(delivery_rows.c.recipient_key.in_(keys)).values(state=state)
+            )
+    counts = applied.maintd("run", "weekly-digest", "--dry-run", "--json").json["counts"]
+    # An address that the audience has twice was enrolled once and counts twice.
+    doubles = campaign.duplicates
+    assert 10 <= counts["mailed_in_this_period"] <= 10 + doubles
+    assert len(pending) - 12 <= counts["still_to_come"] <= len(pending) - 12 + doubles
+    total = counts["mailed_in_this_period"] + counts["still_to_come"]
+    assert total <= len(pending) - 2 + doubles
+    assert "go on with this edition" in counts["it_would"]
+
+
+def test_new_editions_are_for_campaigns(small: Project) -> None:
+    assert small.maintd("run", "title-ratings", "--new-edition", "--yes").code == 64
+    assert all_runs(small) == []
+
+
+def test_runs_are_listed_newest_first_up_to_a_limit_and_by_job(applied: Project) -> None:
+    for job in ("title-ratings", "nightly", "title-ratings"):
+        applied.maintd("run", job)
+    ids = [run.id for run in all_runs(applied)]
+
+    def listed(*arguments: str) -> list[int]:
+        return [one["id"] for one in applied.maintd("runs", *arguments, "--json").json["runs"]]
+
+    assert listed() == ids == sorted(ids, reverse=True)
+    assert listed("--limit", "2") == ids[:2]
+    assert listed("title-ratings") == listed("list", "title-ratings") == [ids[0], ids[2]]
+    table = applied.maintd("runs").out
+    assert all(run.name in table for run in all_runs(applied))
+
+
+def test_a_job_that_was_removed_keeps_its_history_in_sight(small: Project) -> None:
+    small.maintd("run", "nightly")
+    text = small.jobs.read_text()
+    small.jobs.write_text(text[: text.index("# When all of it happens")])
+    small.maintd("apply", "--prune")
+    assert [one["job"] for one in small.maintd("runs", "nightly", "--json").json["runs"]] == ["nightly"]
+
+
+def test_a_run_is_shown_with_its_steps_its_campaign_and_no_token(applied: Project) -> None:
+    with applied.working():
+        applied.maintd("run", "nightly", "--wait")
+    found = {run.job: run for run in all_runs(applied)}
+    parent = applied.maintd("runs", "show", str(found["nightly"].id), "--json").json
+    assert [step["id"] for step in parent["steps"]] == sorted(
+        run.id for run in found.values() if run.parent_id is not None
+    )
+    mailing = applied.maintd("runs", "show", str(found["weekly-digest"].id), "--json").json
+    assert mailing["campaign"]["job"] == "weekly-digest"
+    assert mailing["run"]["result"] == found["weekly-digest"].result
+    assert "token" not in mailing["run"]
+    shown = applied.maintd("runs", "show", str(found["weekly-digest"].id)).out
+    assert found["weekly-digest"].name in shown
+    assert applied.maintd("runs", "show", "999999").code == 64
+
+
+def test_only_what_has_not_begun_is_cancelled(applied: Project) -> None:
+    applied.maintd("run", "title-ratings")
+    (run,) = all_runs(applied)
+    assert applied.maintd("runs", "cancel", str(run.id)).code == 0
+    assert states(applied) == {"title-ratings": RunState.CANCELLED}
+    assert applied.maintd("runs", "cancel", str(run.id)).code == 1
+    with applied.runtime() as runtime:
+        running = trigger("title-ratings", runtime)
+        with runtime.ledger.write() as connection:
+            runs.claim(connection, queue=running.queue, token="t", owner="o", now=runtime.clock.now())
+    refused = applied.maintd("runs", "cancel", str(running.id))
+    assert (refused.code, "worker" in refused.err) == (1, True)
+    assert states(applied) == {"title-ratings": RunState.RUNNING}
+    assert applied.maintd("runs", "cancel", "999999").code == 64
+
+
+def test_cancelling_a_pipeline_cancels_the_steps_that_have_not_begun(applied: Project) -> None:
+    applied.maintd("run", "nightly")
+    work_off(applied, Queue.CONTROL)
+    parent = next(run for run in all_runs(applied) if run.job == "nightly")
+    assert parent.state is RunState.UNDERWAY
+    assert applied.maintd("runs", "cancel", str(parent.id)).code == 0
+    assert Counter(states(applied).values()) == {RunState.CANCELLED: 3, RunState.FAILED: 1}
+
+
+def test_cancelling_a_step_skips_what_waits_for_it(small: Project) -> None:
+    small.maintd("run", "nightly")
+    work_off(small, Queue.CONTROL)
+    step = next(run for run in all_runs(small) if run.job == "expired-sessions")
+    assert small.maintd("runs", "cancel", str(step.id)).code == 0
+    assert states(small) == {
+        "nightly": RunState.FAILED,
+        "expired-sessions": RunState.CANCELLED,
+        "title-ratings": RunState.SKIPPED,
+        "weekly-digest": RunState.SKIPPED,
+    }
+
+
+def test_a_mailing_is_not_cancelled_as_a_run(small: Project) -> None:
+    small.maintd("run", "weekly-digest")
+    work_off(small, Queue.MAINTENANCE)
+    (run,) = all_runs(small)
+    refused = small.maintd("runs", "cancel", str(run.id))
+    assert (refused.code, "weekly-digest/" in refused.err) == (1, True)
+    assert states(small) == {"weekly-digest": RunState.UNDERWAY}
+
+
+def test_a_parked_run_goes_on_when_a_person_says_so_and_no_other_run_does(applied: Project) -> None:
+    applied.maintd("run", "title-ratings")
+    (run,) = all_runs(applied)
+    assert applied.maintd("runs", "retry", str(run.id)).code == 1
+    park(applied, run.id)
+    assert applied.maintd("runs", "retry", str(run.id)).code == 0
+    assert states(applied) == {"title-ratings": RunState.QUEUED}
+    work_off(applied, Queue.RATINGS)
+    assert states(applied) == {"title-ratings": RunState.SUCCEEDED}
+    assert applied.maintd("runs", "retry", str(run.id)).code == 1
+
+
+def test_a_step_that_waits_for_others_is_not_forced(small: Project) -> None:
+    small.maintd("run", "nightly")
+    work_off(small, Queue.CONTROL)
+    step = next(run for run in all_runs(small) if run.job == "weekly-digest")
+    assert small.maintd("runs", "retry", str(step.id)).code == 1
+    assert states(small)["weekly-digest"] is RunState.WAITING
+
+
+def test_waiting_for_a_parked_run_ends(small: Project) -> None:
+    small.maintd("run", "title-ratings")
+    (run,) = all_runs(small)
+    park(small, run.id)
+    shown = small.maintd("runs", "show", str(run.id), "--json").json["run"]
+    assert (shown["state"], shown["losses"], shown["reason"]) == ("parked", 1, "vanished")
+
+
+def test_help_names_every_exit_code_of_every_command(small: Project) -> None:
+    for command in (
+        ["plan"], ["apply"], ["timers"], ["pause"], ["resume"], ["run"], ["runs", "list"], ["runs", "show"],
+        ["runs", "cancel"], ["runs", "retry"], ["init"], ["settings"], ["migrate"], ["check"], ["schema"],
+    ):  # fmt: skip
+        shown = small.maintd(*command, "--help")
+        assert shown.code == 0
+        assert "Exit codes:" in shown.out
+        assert "Example:" in shown.out
