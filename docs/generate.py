@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from maintd.cli import cli
 from maintd.config.settings import reference
 from maintd.execution.kinds import SPECS
-from maintd.ledger.states import RUN_MOVES
+from maintd.ledger.states import RUN_MOVES, RunState
 from maintd.samples import SCHEDULES, sample_directory
 from maintd.scheduling.calendar import Instant, When
 from maintd.scheduling.files import JobHeader, Retry
@@ -63,7 +63,7 @@ exist is an error, wherever it stands. `maintd settings` prints every value and 
 _COMMANDS = """\
 # Commands
 
-`maintd [--env-file FILE] COMMAND [OPTIONS]`. `maintd COMMAND --help` prints the same as this page.
+Every command is called as `maintd [--env-file FILE] COMMAND …`, and prints with `--help` what stands here.
 """
 
 
@@ -273,7 +273,7 @@ _MOVES = re.compile(r"(<!-- run moves -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def _with_moves(page: str) -> str:
     rows = [
-        (f"`{state}`", ", ".join(f"`{to}`" for to in sorted(moves)) or "nowhere: it is over")
+        (f"`{state}`", ", ".join(f"`{to}`" for to in RunState if to in moves) or "nothing else: it is over")
         for state, moves in RUN_MOVES.items()
     ]
     table = _table(("a run that is", "may become"), rows)

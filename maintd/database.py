@@ -23,9 +23,9 @@ from maintd.errors import Problem, Problems, Unavailable
 Dialect = Literal["sqlite", "postgresql"]
 
 _BUSY_TIMEOUT_MS = 30_000
-# SQLSTATE classes and codes by which PostgreSQL says "not now" rather than "wrong": connection exceptions, too many
-# connections, shutting down, crashed, starting up, idle session ended.
-_AWAY_STATES = ("08", "53300", "57P01", "57P02", "57P03", "57P05")
+# SQLSTATE classes and codes by which PostgreSQL says "not now" rather than "wrong": connection exceptions, serialization
+# failure or deadlock, too many connections, shutting down, crashed, starting up, idle session ended.
+_AWAY_STATES = ("08", "40", "53300", "57P01", "57P02", "57P03", "57P05")
 _AWAY_WORDS = ("unable to open database file", "database is locked", "disk i/o error")
 
 

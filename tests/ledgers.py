@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -156,7 +156,7 @@ def key_of(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
-def campaign_spec(**keys: Any) -> dict[str, Any]:
+def campaign_spec() -> dict[str, Any]:
     """The keys of a campaign as the ledger keeps them."""
     return {
         "source": "app",
@@ -165,7 +165,7 @@ def campaign_spec(**keys: Any) -> dict[str, Any]:
         "from": "Acme <news@acme.example>",
         "uncertain": "never_duplicate",
         "max_copies": 3,
-    } | keys
+    }
 
 
 def add_campaign(
@@ -177,7 +177,7 @@ def add_campaign(
     state: CampaignState = CampaignState.SENDING,
     expires_at: datetime | None = None,
     bundle: Bundle = HELLO,
-    **spec: Any,
+    spec: Mapping[str, Any] | None = None,
 ) -> Campaign:
     """A campaign with so many pending deliveries, to `p0@example.org`, `p1@example.org`, …"""
     with ledger.write() as connection:
@@ -189,7 +189,7 @@ def add_campaign(
             "job": job,
             "edition": edition,
             "run_id": add_run(connection, job, state=RunState.UNDERWAY, kind="campaign"),
-            "spec": campaign_spec(**spec),
+            "spec": campaign_spec() | dict(spec or {}),
             "template": bundle.digest,
             "shared": {},
             "content": "c",

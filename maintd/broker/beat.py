@@ -112,7 +112,11 @@ class LedgerScheduler(RedBeatScheduler):
         """One look at what is due; how many seconds to sleep until the next."""
         try:
             sleep_s = self._tick()
-        except (Unavailable, ClaimLost) as error:
+        except ClaimLost as error:
+            logger.warning("%s; it stands by", error)
+            self._leadership.lost()
+            return float(self.max_interval)
+        except Unavailable as error:
             self._say(str(error))
             return float(self.max_interval)
         self._say("")
@@ -215,6 +219,10 @@ class Leadership:
     def progressed(self) -> None:
         """A tick came through to its end, the ledger included."""
         self._progress_s = self._clock.monotonic_s()
+
+    def lost(self) -> None:
+        """Somebody else leads, or the lock itself is gone: the next tick asks for it anew."""
+        self._held_until_s = 0.0
 
     def resign(self) -> None:
         """Steps down at once, so that a standby need not wait."""

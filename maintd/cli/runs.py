@@ -110,11 +110,11 @@ def _confirm_new_edition(context: Context, job: str, *, yes: bool) -> None:
     editions = ", ".join(f"{edition} ({state})" for edition, state in overlap.editions.items())
     again = overlap.mailed + overlap.to_come
     click.echo(
-        f"This period has {editions}. Of {overlap.audience:,} rows of the audience {overlap.mailed:,} were mailed "
-        f"in it and {overlap.to_come:,} are still going to be.",
+        f"This period has {editions}. The audience has {overlap.audience:,} rows; {overlap.mailed:,} people among "
+        f"them were mailed in this period, and {overlap.to_come:,} more are still going to be.",
         err=True,
     )
-    question = f"Mail {again:,} of them once more? (--yes does not ask)"
+    question = f"Mail {again:,} people once more? (--yes does not ask)"
     if not yes and not click.confirm(question, err=True):
         raise click.Abort
 

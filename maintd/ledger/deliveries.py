@@ -73,20 +73,25 @@ def suppressed_keys(connection: Connection, keys: Sequence[bytes]) -> set[bytes]
     )
 
 
-def keys_among(
-    connection: Connection,
-    campaign_ids: Sequence[int],
-    keys: Sequence[bytes],
-    *,
-    states: Sequence[DeliveryState],
-) -> set[bytes]:
-    """Which of these recipients have a delivery in one of these states in any of these campaigns."""
-    query = sa.select(deliveries.c.recipient_key).where(
-        deliveries.c.campaign_id.in_(campaign_ids),
-        deliveries.c.recipient_key.in_(keys),
-        deliveries.c.state.in_(states),
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a recipient stands in one campaign."""
+
+    recipient_key: bytes
+    campaign_id: int
+    ordinal: int
+    state: DeliveryState
+
+
+def places(connection: Connection, campaign_ids: Sequence[int], keys: Sequence[bytes]) -> list[Place]:
+    """The deliveries of these campaigns to these recipients, the older campaign first."""
+    columns = [deliveries.c[name] for name in Place.__dataclass_fields__]
+    query = (
+        sa.select(*columns)
+        .where(deliveries.c.campaign_id.in_(campaign_ids), deliveries.c.recipient_key.in_(keys))
+        .order_by(deliveries.c.campaign_id)
     )
-    return set(connection.scalars(query))
+    return [Place(**row) for row in connection.execute(query).mappings()]
 
 
 def insert(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:

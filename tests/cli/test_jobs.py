@@ -145,9 +145,11 @@ def test_a_job_whose_instant_nobody_saw_is_overdue_unless_it_is_running(project:
         run = trigger("nightly", runtime)
         assert timers(project)["nightly"]["state"] == "queued"
         with runtime.ledger.write() as connection:
-            runs.claim(connection, queue=run.queue, token="t", owner="o", now=now)
+            claimed = runs.claim(connection, queue=run.queue, token="t", owner="o", now=runtime.clock.now())
+    assert claimed is not None
+    assert claimed.started_at is not None
     assert timers(project)["nightly"]["state"] == "running"
-    assert timers(project)["nightly"]["last_at"] == now.isoformat()
+    assert timers(project)["nightly"]["last_at"] == claimed.started_at.isoformat()
 
 
 def test_paused_and_disabled_jobs_have_no_next_instant(small_project: Project) -> None:

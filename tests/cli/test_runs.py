@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from maintd.database import Database
+from maintd.execution.follow import follow
 from maintd.execution.queues import Queue
 from maintd.execution.trigger import trigger
 from maintd.execution.worker import Worker
@@ -136,11 +137,7 @@ def test_waiting_follows_a_pipeline_and_its_mailing_to_their_end(applied: Projec
     assert ended.json["run"]["state"] == "succeeded"
     assert steps["weekly-digest"]["result"]["sent"] == relay.sink.accepted > 0
     lines = ended.err.splitlines()
-    assert (
-        lines.index("nightly: queued") < lines.index("expired-sessions: running")
-        if ("expired-sessions: running" in lines)
-        else "nightly: queued" in lines
-    )
+    assert lines[-1].startswith("weekly-digest: succeeded") or lines[-1].startswith("nightly: succeeded")
     assert len(lines) == len(set(lines))
 
 
@@ -188,7 +185,7 @@ def test_another_edition_is_mailed_only_after_the_overlap_was_shown_and_accepted
     unanswered = applied.maintd("run", "weekly-digest", "--new-edition")
     assert unanswered.code == 130
     assert len(all_runs(applied)) == 1
-    assert f"{mailed} were mailed" in declined.err
+    assert f"Mail {mailed} people once more?" in declined.err
     assert applied.maintd("run", "weekly-digest", "--new-edition", typed="y\n").code == 0
     work_off(applied, Queue.MAINTENANCE, Queue.MAIL_BULK)
     assert relay.sink.accepted == 2 * mailed
@@ -218,12 +215,9 @@ def test_the_overlap_tells_those_mailed_from_those_still_to_come_and_those_never
                 sa.update(delivery_rows).where(delivery_rows.c.recipient_key.in_(keys)).values(state=state)
             )
     counts = applied.maintd("run", "weekly-digest", "--dry-run", "--json").json["counts"]
-    # An address that the audience has twice was enrolled once and counts twice.
-    doubles = campaign.duplicates
-    assert 10 <= counts["mailed_in_this_period"] <= 10 + doubles
-    assert len(pending) - 12 <= counts["still_to_come"] <= len(pending) - 12 + doubles
-    total = counts["mailed_in_this_period"] + counts["still_to_come"]
-    assert total <= len(pending) - 2 + doubles
+    assert campaign.duplicates > 0, "an address that the audience has twice is one recipient"
+    assert counts["mailed_in_this_period"] == 10
+    assert counts["still_to_come"] == len(pending) - 12
     assert "go on with this edition" in counts["it_would"]
 
 
@@ -339,12 +333,13 @@ def test_a_step_that_waits_for_others_is_not_forced(small: Project) -> None:
     assert states(small)["weekly-digest"] is RunState.WAITING
 
 
-def test_waiting_for_a_parked_run_ends(small: Project) -> None:
+def test_waiting_ends_when_only_a_person_can_go_on(small: Project) -> None:
     small.maintd("run", "title-ratings")
     (run,) = all_runs(small)
     park(small, run.id)
-    shown = small.maintd("runs", "show", str(run.id), "--json").json["run"]
-    assert (shown["state"], shown["losses"], shown["reason"]) == ("parked", 1, "vanished")
+    with small.runtime() as runtime:
+        looks = list(follow(run.id, runtime.ledger, pause=pytest.fail))
+    assert [look.run.state for look in looks] == [RunState.PARKED]
 
 
 def test_help_names_every_exit_code_of_every_command(small: Project) -> None:

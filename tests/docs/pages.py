@@ -21,6 +21,8 @@ PAGES = [
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:\S+/)?maintd [^`]+)`")
+_HEREDOC = re.compile(r"<<'(\w+)'\n.*?^\1$", re.MULTILINE | re.DOTALL)
+_QUOTED_LINES = re.compile(r'"\n[^"]*"')
 _SEPARATORS = frozenset({"&&", "||", "|", ";", "&", ">", ">>", "<", "<<"})
 
 
@@ -31,27 +33,38 @@ def fences(page: Path, *languages: str) -> list[str]:
 
 
 def command_lines(page: Path) -> Iterator[list[str]]:
-    """The arguments of every call of maintd, in blocks of shell and in the middle of sentences."""
+    """The arguments of every call of maintd in the page's blocks of shell."""
     for block in fences(page, "sh"):
         yield from calls(block)
-    prose = _FENCE.sub("", page.read_text(encoding="utf-8"))
-    for line in _INLINE.findall(prose):
-        yield from calls(line)
+
+
+def commands_in_prose(page: Path) -> Iterator[list[str]]:
+    """The arguments of every command that a sentence speaks of, as far as they are not placeholders."""
+    for line in _INLINE.findall(_FENCE.sub("", page.read_text(encoding="utf-8"))):
+        for arguments in calls(line):
+            yield list(itertools.takewhile(lambda word: not word.startswith(("[", "…")), arguments))
 
 
 def calls(shell: str) -> Iterator[list[str]]:
-    """The arguments of every call of maintd in some shell."""
-    for line in shell.replace("\\\n", " ").splitlines():
+    """The arguments of every call of maintd in some shell; what a line feeds to another program is none."""
+    commands = _QUOTED_LINES.sub("''", _HEREDOC.sub("", shell)).replace("\\\n", " ")
+    for line in commands.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         for separator, words in itertools.groupby(lexer, key=_SEPARATORS.__contains__):
-            command = [] if separator else list(itertools.dropwhile(_is_before_command, words))
+            command = [] if separator else _without_prefix(list(words))
             if command and Path(command[0]).name == "maintd":
                 yield command[1:]
 
 
-def _is_before_command(word: str) -> bool:
-    return word in ("$", "/usr/bin/env") or "=" in word
+def _without_prefix(words: list[str]) -> list[str]:
+    """A command without what may stand before it: settings of its environment, sudo and whom it becomes."""
+    match words:
+        case ["sudo", "-u", _, *rest] | ["sudo" | "/usr/bin/env", *rest]:
+            return _without_prefix(rest)
+        case [first, *rest] if "=" in first:
+            return _without_prefix(rest)
+    return words
 
 
 def carry_out_nothing(arguments: list[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
 import runpy
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from maintd.cli import cli
 from maintd.errors import ExitCode
 from maintd.execution.kinds import SPECS
 from maintd.scheduling.files import read_jobs
-from tests.docs.pages import PAGES, ROOT, calls, carry_out_nothing, command_lines, fences
+from tests.docs.pages import PAGES, ROOT, calls, carry_out_nothing, command_lines, commands_in_prose, fences
 
 _LINK = re.compile(r"\]\((?!\w+:)([^)#]*)(?:#([^)]*))?\)")
 _TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
@@ -44,6 +46,14 @@ def test_every_command_line_in_a_page_exists(page: Path) -> None:
         assert carry_out_nothing(arguments)
 
 
+@every_page
+def test_every_command_that_a_sentence_speaks_of_exists(page: Path) -> None:
+    for arguments in commands_in_prose(page):
+        if arguments:
+            with contextlib.suppress(click.MissingParameter):
+                assert carry_out_nothing(arguments)
+
+
 def _commands(command: click.Command) -> Iterator[click.Command]:
     yield command
     if isinstance(command, click.Group):
@@ -53,14 +63,10 @@ def _commands(command: click.Command) -> Iterator[click.Command]:
 
 @pytest.mark.parametrize("command", _commands(cli), ids=lambda command: command.name)
 def test_every_example_in_a_help_text_exists(command: click.Command) -> None:
-    examples = [
-        line for part in (command.help or "").split("\b\n") if part.startswith("Example:")
-        for line in part.removeprefix("Example:").split("\n\n")[0].splitlines()
-    ]  # fmt: skip
+    examples = re.findall(r"\x08\nExample:((?:.+\n?)+)", inspect.cleandoc(command.help or ""))
     assert examples, "every command shows an example"
-    for line in examples:
-        for arguments in calls(line):
-            assert carry_out_nothing(arguments)
+    for arguments in calls("".join(examples)):
+        assert carry_out_nothing(arguments)
 
 
 @every_page

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from sqlalchemy.engine import Connection
 
 from maintd.database import Database
 from maintd.errors import ClaimLost
@@ -42,7 +44,7 @@ def test_racing_claims_share_the_line_without_gap_or_overlap(ledger: Database) -
     campaign = add_campaign(ledger, recipients=170)
 
     def work(number: int) -> list[Batch]:
-        mine = []
+        mine: list[Batch] = []
         while (batch := claim_batch(ledger, campaign, size=7, token=f"t{number}-{len(mine)}")) is not None:
             mine.append(batch)
         return mine
@@ -118,12 +120,13 @@ def test_whoever_lost_the_claim_changes_nothing(ledger: Database) -> None:
     with ledger.write() as connection:
         assert batches.take_from_the_dead(connection, lost)
     now_mine = claimed(ledger, campaign, token="mine")
-    for act in (
+    acts: list[Callable[[Connection], None]] = [
         lambda connection: batches.mark(connection, lost, wire_hi=9),
         lambda connection: batches.beat(connection, lost),
         lambda connection: batches.done(connection, lost),
         lambda connection: batches.release(connection, lost, wire_hi=0),
-    ):
+    ]
+    for act in acts:
         with pytest.raises(ClaimLost) as refusal, ledger.write() as connection:
             act(connection)
         assert not isinstance(refusal.value, NotSending)

@@ -253,7 +253,7 @@ def test_a_message_whose_answer_was_lost_is_doubtful_and_not_sent_again(
 def test_a_doubt_that_must_not_be_lost_is_sent_again_as_often_as_copies_are_allowed(
     ledger: Database, mailbox: Path, clock: HandClock
 ) -> None:
-    campaign = add_campaign(ledger, recipients=4, uncertain="never_lose", max_copies=3)
+    campaign = add_campaign(ledger, recipients=4, spec={"uncertain": "never_lose", "max_copies": 3})
     with SinkThread(mailbox, script=at(Step.DOT, 1, ACCEPT_AND_DROP)) as relay:
         for _ in range(5):
             run(pump_of(ledger, relay.url, clock))
@@ -266,7 +266,7 @@ def test_a_doubt_that_must_not_be_lost_is_sent_again_as_often_as_copies_are_allo
 def test_a_doubt_that_is_sent_again_and_answered_is_settled(
     ledger: Database, mailbox: Path, clock: HandClock
 ) -> None:
-    campaign = add_campaign(ledger, recipients=4, uncertain="never_lose")
+    campaign = add_campaign(ledger, recipients=4, spec={"uncertain": "never_lose"})
     with SinkThread(mailbox, script=at(Step.DOT, 1, Action(then=Then.DROP), times=1)) as relay:
         run(pump_of(ledger, relay.url, clock))
         assert put_back(ledger, clock) == 1
@@ -319,7 +319,7 @@ def test_a_recipient_whose_mail_cannot_be_made_is_rejected_and_the_rest_goes_on(
 def test_a_campaign_whose_messages_cannot_be_made_is_paused_and_the_others_go_on(
     ledger: Database, relay: SinkThread, clock: HandClock
 ) -> None:
-    unusable = add_campaign(ledger, recipients=2, edition="one", **{"from": None})
+    unusable = add_campaign(ledger, recipients=2, edition="one", spec={"from": None})
     usable = add_campaign(ledger, recipients=2, edition="two")
     run(pump_of(ledger, relay.url, clock))
     paused = campaign_of(ledger, unusable.id)
@@ -525,7 +525,7 @@ def test_of_a_sender_that_vanished_before_its_first_mark_nothing_is_doubtful(
 def test_doubts_of_a_vanished_sender_that_must_not_be_lost_come_back_into_the_line(
     ledger: Database, relay: SinkThread, mailbox: Path, clock: HandClock
 ) -> None:
-    campaign = add_campaign(ledger, recipients=12, uncertain="never_lose")
+    campaign = add_campaign(ledger, recipients=12, spec={"uncertain": "never_lose"})
     vanished = held_batch(ledger, campaign, clock)
     vanished.mark(vanished.load()[:3])
     assert judge(ledger) == 3
