@@ -23,8 +23,8 @@ from maintd.errors import Problem, Problems, Unavailable
 Dialect = Literal["sqlite", "postgresql"]
 
 _BUSY_TIMEOUT_MS = 30_000
-# SQLSTATE classes and codes by which PostgreSQL says "not now" rather than "wrong": connection exceptions, serialization
-# failure or deadlock, too many connections, shutting down, crashed, starting up, idle session ended.
+# SQLSTATE classes and codes by which PostgreSQL says "not now" rather than "wrong": connection exceptions, a lost
+# race with another transaction, too many connections, shutting down, crashed, starting up, idle session ended.
 _AWAY_STATES = ("08", "40", "53300", "57P01", "57P02", "57P03", "57P05")
 _AWAY_WORDS = ("unable to open database file", "database is locked", "disk i/o error")
 
@@ -100,14 +100,18 @@ class Database:
         for pragma in (*journal, "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}").close()
         # Not every SQLite is built with its mathematical functions.
-        connection.create_function("sqrt", 1, lambda x: None if x is None else math.sqrt(x), deterministic=True)
+        connection.create_function(
+            "sqrt", 1, lambda x: None if x is None else math.sqrt(x), deterministic=True
+        )
 
     def _begin_postgresql(self, connection: Connection) -> None:
         settings = ["SET LOCAL synchronous_commit = on", "SET LOCAL TIME ZONE 'UTC'"]
         if connection.get_execution_options().get("maintd_read_only"):
             settings.append("SET TRANSACTION READ ONLY")
         if self._statement_timeout is not None:
-            settings.append(f"SET LOCAL statement_timeout = {int(self._statement_timeout.total_seconds() * 1000)}")
+            settings.append(
+                f"SET LOCAL statement_timeout = {int(self._statement_timeout.total_seconds() * 1000)}"
+            )
         connection.exec_driver_sql("; ".join(settings))
 
     @contextlib.contextmanager
@@ -145,7 +149,9 @@ class Database:
         except (OperationalError, InterfaceError) as error:
             if not is_away(error):
                 raise
-            raise Unavailable(f"the {self.name} ({self.where}) does not answer: {first_line(error)}") from error
+            raise Unavailable(
+                f"the {self.name} ({self.where}) does not answer: {first_line(error)}"
+            ) from error
 
     def dispose(self) -> None:
         """Closes what is open."""

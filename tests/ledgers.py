@@ -54,6 +54,10 @@ class HandClock:
         self._now += by
         self._monotonic_s += by.total_seconds()
 
+    def leap(self, by: timedelta) -> None:
+        """Sets the wall clock; no time passes."""
+        self._now += by
+
 
 @pytest.fixture(scope="session")
 def migrated_postgresql(postgresql_server: str) -> Iterator[str]:

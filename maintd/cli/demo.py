@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -62,7 +61,7 @@ def demo(
              maintd demo --seed 7 --keep ./maintd-demo
              maintd demo --source-url postgresql://localhost/scratch --json
     """
-    log.configure(level="warning", format="plain")
+    log.configure(level="error", format="plain")
     directory = _directory(keep)
     try:
         options = Options(
@@ -137,18 +136,36 @@ class _Screen:
 
 
 def _print(report: Report, *, kept: Path | None) -> None:
-    counts = asdict(report)
-    problems = counts.pop("problems")
-    addresses = counts.pop("uncertain_addresses")
-    fraction = counts.pop("killed_at_fraction")
-    counts["killed_at"] = None if fraction is None else f"{fraction:.0%} of the mailing"
-    click.echo()
-    print_pairs({name.replace("_", " "): value for name, value in counts.items()})
+    killed = (
+        f"pid {report.worker_killed}, at {report.killed_at_fraction:.0%} of the mailing"
+        if report.worker_killed
+        else None
+    )
+    addresses = report.uncertain_addresses
+    click.echo("\nCounted in the mailbox, by campaign and recipient:")
+    print_pairs(
+        {
+            "people to be mailed": report.recipients,
+            "messages in the mailbox": report.mailbox_messages,
+            "duplicates": report.duplicates,
+            "missing": report.missing,
+            "unexpected": report.unexpected,
+        }
+    )
+    click.echo("\nRecorded in the ledger:")
+    print_pairs(
+        {
+            "sent": report.sent,
+            "uncertain": f"{report.uncertain} (at most {CONNECTIONS}: one for each open connection)",
+            "sessions removed": report.rows_removed,
+            "titles rated": report.titles_rated,
+            "worker killed": killed,
+            "seconds": report.seconds,
+        }
+    )
     for address in addresses:
         click.echo(f"uncertain, waits for your word: {address}")
-    if not addresses:
-        click.echo(f"nothing is uncertain (at most {CONNECTIONS} could be, one for each open connection)")
-    for problem in problems:
+    for problem in report.problems:
         click.echo(f"PROBLEM: {problem}", err=True)
     if kept is not None:
         click.echo(f"kept in {kept}; look at it with: MAINTD_STATE_DIR={kept}/state maintd runs")

@@ -88,7 +88,7 @@ class Settings(BaseModel):
     )
 
     state_dir: Directory
-    """Where this host keeps its state: the SQLite ledger, flight recorders, the embedded Redis."""
+    """Where this host keeps its state: the SQLite ledger, the embedded Redis, the lock of `maintd up`."""
 
     database_url: DatabaseUrl = Field(
         default_factory=lambda known: SecretStr(f"sqlite:///{known['state_dir']}/ledger.db")
@@ -167,7 +167,7 @@ class Settings(BaseModel):
     """No SQL statement on PostgreSQL runs longer."""
 
     stop_timeout: Duration = timedelta(seconds=30)
-    """How long an orderly stop may take."""
+    """How long a process may take to stop in order before it is killed."""
 
     log_level: LogLevel = "info"
     """The least severe events that are logged."""

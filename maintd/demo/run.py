@@ -31,7 +31,7 @@ from maintd.ledger.states import RUN_MOVES, DeliveryState, RunState, is_final
 from maintd.mail.address import parse_address, recipient_key
 from maintd.samples import SCHEDULES, TEMPLATES, sample_directory
 from maintd.smtp.sink import Sink
-from maintd.supervise.supervisor import Death, Supervisor
+from maintd.supervise.supervisor import Death
 from maintd.supervise.up import running
 
 PIPELINE = "nightly"
@@ -165,11 +165,10 @@ async def run(options: Options, *, clock: Clock, environ: Mapping[str, str], sho
         population = await asyncio.to_thread(_prepare, options, settings, clock=clock)
         show.say(_described(population))
         kill = _Kill()
-        supervisor = await stack.enter_async_context(
-            running(settings, clock=clock, on_death=kill.deaths.append)
-        )
+        log = stack.enter_context((options.directory / "maintd.log").open("ab"))
+        await stack.enter_async_context(running(settings, clock=clock, on_death=kill.deaths.append, log=log))
         runtime = stack.enter_context(contextlib.closing(open_runtime(settings, clock=clock)))
-        night = _Night(options, runtime, supervisor, sink, population, kill, show)
+        night = _Night(options, runtime, sink, population, kill, show)
         finished = await night.run()
         return await asyncio.to_thread(
             night.report, finished, seconds=lambda: clock.monotonic_s() - started_s
@@ -240,7 +239,6 @@ class _Night:
         self,
         options: Options,
         runtime: Runtime,
-        supervisor: Supervisor,
         sink: Sink,
         population: Population,
         kill: _Kill,
@@ -248,7 +246,6 @@ class _Night:
     ) -> None:
         self._options = options
         self._runtime = runtime
-        self._supervisor = supervisor
         self._sink = sink
         self._population = population
         self._kill = kill
@@ -319,6 +316,7 @@ class _Night:
 
     async def _watch(self, run_id: int) -> list[Run]:
         seen: dict[str, RunState] = {}
+        doubts = 0
         while True:
             family = await asyncio.to_thread(self._family, run_id)
             for one in family:
@@ -326,11 +324,19 @@ class _Night:
                     seen[one.job] = one.state
                     self._tell(one)
             if seen.get(CAMPAIGN_JOB) is RunState.UNDERWAY:
-                total = len(self._population.expected)
-                self._show.progress(CAMPAIGN_JOB, done=await self._arrived(), total=total)
+                doubts = await self._tell_progress(doubts)
             if is_final(RUN_MOVES, family[0].state):
                 return family
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _tell_progress(self, doubts: int) -> int:
+        self._show.progress(CAMPAIGN_JOB, done=await self._arrived(), total=len(self._population.expected))
+        found = (await asyncio.to_thread(self._counts)).get(DeliveryState.UNCERTAIN, 0)
+        if found > doubts:
+            self._show.say(
+                f"its batch was taken over; what it had on the wire is uncertain: {found} messages"
+            )
+        return found
 
     def _family(self, run_id: int) -> list[Run]:
         with self._runtime.ledger.read() as connection:

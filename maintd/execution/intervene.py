@@ -35,7 +35,9 @@ def cancel(run_id: int, runtime: Runtime) -> set[Queue]:
                 runs.move(connection, step.id, to=RunState.CANCELLED, now=now, reason=_REASON)
             return pipelines.advance(connection, run_id, now=now)
         if run.state is RunState.UNDERWAY:
-            raise MaintdError(f"run {run_id} ({run.name}) is a mailing; {_campaign_hint(connection, run_id)}")
+            raise MaintdError(
+                f"run {run_id} ({run.name}) is a mailing under way; {_campaign_hint(connection, run_id)}"
+            )
         if not runs.move(connection, run_id, to=RunState.CANCELLED, now=now, reason=_REASON):
             held = "a worker carries it out" if run.state is RunState.RUNNING else f"it is over ({run.state})"
             raise MaintdError(f"run {run_id} ({run.name}) cannot be cancelled: {held}")
@@ -80,4 +82,8 @@ def _advance_parent(connection: Connection, run: Run, *, now: datetime) -> set[Q
 
 def _campaign_hint(connection: Connection, run_id: int) -> str:
     campaign = campaigns.of_runs(connection, [run_id]).get(run_id)
-    return f"cancel its campaign {campaign.name}" if campaign else "another run goes on with its campaign"
+    return (
+        f"`maintd campaigns cancel {campaign.name}` ends it"
+        if campaign
+        else "another run goes on with its campaign"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -82,11 +82,15 @@ def due(connection: Connection, *, now: datetime, limit: int) -> list[str]:
     return list(connection.scalars(query))
 
 
-def save(connection: Connection, values: Mapping[str, Any]) -> None:
-    """Inserts or replaces a job; `values` are columns, `name` among them."""
-    changed = connection.execute(sa.update(jobs).where(jobs.c.name == values["name"]).values(**values))
-    if changed.rowcount == 0:
-        connection.execute(sa.insert(jobs).values(**values))
+def insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds jobs; each row has a value for every column that is not left empty."""
+    if rows:
+        connection.execute(sa.insert(jobs), list(rows))
+
+
+def update(connection: Connection, name: str, values: Mapping[str, Any]) -> None:
+    """Changes columns of a job."""
+    connection.execute(sa.update(jobs).where(jobs.c.name == name).values(**values))
 
 
 def remove(connection: Connection, name: str) -> None:
@@ -94,19 +98,33 @@ def remove(connection: Connection, name: str) -> None:
     connection.execute(sa.delete(jobs).where(jobs.c.name == name))
 
 
-def advance(
-    connection: Connection, name: str, *, was: datetime | None, cursor_at: datetime, next_at: datetime | None
-) -> bool:
-    """Moves a job's cursor, if it still stands where the caller saw it.
+@dataclass(frozen=True, kw_only=True)
+class Advance:
+    """A move of one job's cursor, to be made only if it still stands at `was`."""
+
+    job: str
+    was: datetime | None
+    cursor_at: datetime
+    next_at: datetime | None
+
+
+def advance(connection: Connection, moves: Sequence[Advance]) -> bool:
+    """Moves cursors, if each still stands where the caller saw it.
 
     Returns:
-        False when somebody else moved it: whatever was inserted for it in this transaction must be rolled back.
+        False when somebody else moved one: whatever was inserted in this transaction must be rolled back.
     """
-    same = jobs.c.cursor_at.is_(None) if was is None else jobs.c.cursor_at == was
-    changed = connection.execute(
-        sa.update(jobs).where(jobs.c.name == name, same).values(cursor_at=cursor_at, next_at=next_at)
+    if not moves:
+        return True
+    statement = (
+        sa.update(jobs)
+        .where(jobs.c.name == sa.bindparam("job"), jobs.c.cursor_at.is_not_distinct_from(sa.bindparam("was")))
+        .values(cursor_at=sa.bindparam("to"), next_at=sa.bindparam("following"))
     )
-    return changed.rowcount == 1
+    rows = [
+        {"job": move.job, "was": move.was, "to": move.cursor_at, "following": move.next_at} for move in moves
+    ]
+    return connection.execute(statement, rows).rowcount == len(moves)
 
 
 def set_paused(connection: Connection, name: str, *, paused_at: datetime | None, reason: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,9 +28,10 @@ class Miss:
     reason: str
 
 
-def record(connection: Connection, miss: Miss, *, now: datetime) -> None:
-    """Writes a range down."""
-    connection.execute(sa.insert(misses).values(**miss.__dict__, recorded_at=now))
+def record(connection: Connection, ranges: Sequence[Miss], *, now: datetime) -> None:
+    """Writes ranges down."""
+    if ranges:
+        connection.execute(sa.insert(misses), [{**miss.__dict__, "recorded_at": now} for miss in ranges])
 
 
 def latest(connection: Connection, *, job: str | None, limit: int) -> list[Miss]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from maintd.errors import ClaimLost
-from maintd.ledger.states import RUN_MOVES, UNFINISHED_RUNS, RunState, sources
+from maintd.ledger.states import RUN_MOVES, UNFINISHED_RUNS, RunState, is_final, sources
 from maintd.ledger.tables import jobs, runs
 
 
@@ -81,15 +82,30 @@ def create(connection: Connection, new: NewRun, *, now: datetime) -> int | None:
     Returns:
         Its id, or None when this occurrence of the job already has one.
     """
+    return create_all(connection, [new], now=now).get((new.job, new.occurrence))
+
+
+def create_all(
+    connection: Connection, news: Sequence[NewRun], *, now: datetime
+) -> dict[tuple[str, str], int]:
+    """Inserts runs, in a few statements however many they are.
+
+    Returns:
+        The ids of those inserted, by job and occurrence; an occurrence that has a run already is left out.
+    """
+    if not news:
+        return {}
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    ended = now if new.state in (RunState.SKIPPED, RunState.CANCELLED) else None
     statement = (
         insert(runs)
-        .values(**new.__dict__, created_at=now, finished_at=ended)
         .on_conflict_do_nothing(index_elements=["job", "occurrence"])
-        .returning(runs.c.id)
+        .returning(runs.c.id, runs.c.job, runs.c.occurrence)
     )
-    return connection.scalars(statement).first()
+    rows = [
+        {**new.__dict__, "created_at": now, "finished_at": now if is_final(RUN_MOVES, new.state) else None}
+        for new in news
+    ]
+    return {(row.job, row.occurrence): row.id for row in connection.execute(statement, rows)}
 
 
 def get(connection: Connection, run_id: int) -> Run | None:
@@ -104,10 +120,7 @@ def claim(connection: Connection, *, queue: str, token: str, owner: str, now: da
     The row of the job is locked first, so that two workers cannot each take a run of the same job.
     """
     while (candidate := _longest_due(connection, queue=queue, now=now)) is not None:
-        run_id, job = candidate
-        revision = connection.scalars(
-            sa.select(jobs.c.revision).where(jobs.c.name == job).with_for_update()
-        ).first()
+        run_id, job, revision = candidate
         taken = connection.execute(
             sa.update(runs)
             .where(runs.c.id == run_id, runs.c.state == RunState.QUEUED, ~_going(job))
@@ -134,15 +147,18 @@ def _due(now: datetime) -> sa.ColumnElement[bool]:
     return sa.and_(runs.c.state == RunState.QUEUED, runs.c.due_at <= now, ~_going(runs.c.job))
 
 
-def _longest_due(connection: Connection, *, queue: str, now: datetime) -> tuple[int, str] | None:
-    query = (
-        sa.select(runs.c.id, runs.c.job)
+def _longest_due(connection: Connection, *, queue: str, now: datetime) -> sa.Row[int, str, int | None] | None:
+    """Id, job and revision of the next run to be taken; its job is locked, unless it was removed."""
+    due = (
+        sa.select(runs.c.id, runs.c.job, jobs.c.revision)
         .where(_due(now), runs.c.queue == queue)
         .order_by(runs.c.due_at, runs.c.id)
         .limit(1)
     )
-    row = connection.execute(query).first()
-    return (row.id, row.job) if row else None
+    # A job that somebody else has locked is passed over: whoever waits for one and holds another deadlocks.
+    applied = due.join_from(runs, jobs, jobs.c.name == runs.c.job).with_for_update(of=jobs, skip_locked=True)
+    removed = due.join_from(runs, jobs, jobs.c.name == runs.c.job, isouter=True).where(jobs.c.name.is_(None))
+    return connection.execute(applied).first() or connection.execute(removed).first()
 
 
 def due_queues(connection: Connection, *, now: datetime) -> set[str]:
@@ -291,10 +307,10 @@ def lock(connection: Connection, run_id: int) -> Run | None:
     return Run(**row) if row else None
 
 
-def has_unfinished(connection: Connection, job: str) -> bool:
-    """Whether a run of the job is not over yet."""
-    query = sa.select(runs.c.id).where(runs.c.job == job, runs.c.state.in_(UNFINISHED_RUNS)).limit(1)
-    return connection.scalars(query).first() is not None
+def unfinished_jobs(connection: Connection, names: Sequence[str]) -> set[str]:
+    """Which of these jobs have a run that is not over yet."""
+    query = sa.select(runs.c.job).where(runs.c.job.in_(names), runs.c.state.in_(UNFINISHED_RUNS)).distinct()
+    return set(connection.scalars(query))
 
 
 def cancel_queued(connection: Connection, job: str, *, now: datetime, reason: str) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -35,12 +36,12 @@ class Prepared:
     job: Job
     files: Mapping[str, str]
 
-    @property
+    @cached_property
     def spec(self) -> dict[str, Any]:
         """Its stored form."""
         return dump(self.job)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of spec and files."""
         text = json.dumps([self.spec, dict(self.files)], sort_keys=True)
@@ -87,9 +88,12 @@ def apply(ledger: Database, prepared: Sequence[Prepared], *, prune: bool, now: d
         stored = {job.name: job for job in jobs.every(connection)}
         given = {one.job.name: one for one in prepared}
         changes = plan(connection, prepared)
+        added = [given[change.job] for change in changes if change.move is Move.ADD]
+        jobs.insert(connection, [_row(one, None, now=now) for one in added])
         for change in changes:
-            if change.move in (Move.ADD, Move.CHANGE):
-                jobs.save(connection, _row(given[change.job], stored.get(change.job), now=now))
+            if change.move is Move.CHANGE:
+                row = _row(given[change.job], stored[change.job], now=now)
+                jobs.update(connection, change.job, row)
             elif change.move is Move.REMOVE and prune:
                 jobs.remove(connection, change.job)
                 runs.cancel_queued(connection, change.job, now=now, reason="the job was removed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,9 +16,9 @@ from maintd.ledger.jobs import StoredJob
 from maintd.ledger.misses import Miss
 from maintd.ledger.runs import NewRun
 from maintd.ledger.states import RunState
-from maintd.scheduling.calendar import Occurrence, When, next_occurrence
+from maintd.scheduling.calendar import When, next_occurrence
 from maintd.scheduling.files import JobHeader
-from maintd.scheduling.policy import Missed, catch_up
+from maintd.scheduling.policy import CatchUp, Missed, catch_up
 
 #: Jobs in one transaction: a thousand due at once are a few short transactions and never one long one.
 CHUNK = 500
@@ -69,69 +69,72 @@ def fire(ledger: Database, names: Sequence[str], *, now: datetime, queue_of: Cal
 def _fire_chunk(
     connection: Connection, names: Sequence[str], *, now: datetime, queue_of: Callable[[str], str]
 ) -> Fired:
-    created, queues = 0, set[str]()
-    next_at: dict[str, datetime | None] = dict.fromkeys(names)
-    for job in jobs.some(connection, list(names)):
-        if not is_scheduled(job):
-            continue
-        header = header_of(job)
-        queue = queue_of(job.kind)
-        queued = _fire_job(connection, job, header, now=now, queue=queue)
-        if queued:
-            created += queued
-            queues.add(queue)
-        moved = jobs.get(connection, job.name)
-        next_at[job.name] = moved.next_at if moved else None
-    return Fired(created=created, next_at=next_at, queues=queues)
+    """Decides about every job first, then writes it all down: runs, misses and cursors in a few statements."""
+    decided = [_decide(job, now=now) for job in jobs.some(connection, list(names)) if is_scheduled(job)]
+    busy = runs.unfinished_jobs(connection, names)
+    new = [run for one in decided for run in _new_runs(one, busy, now=now, queue_of=queue_of)]
+    created = runs.create_all(connection, new, now=now)
+    misses.record(
+        connection,
+        [_miss(one.job.name, missed) for one in decided for missed in one.catch_up.missed],
+        now=now,
+    )
+    moves = [
+        jobs.Advance(
+            job=one.job.name, was=one.job.cursor_at, cursor_at=one.catch_up.cursor, next_at=one.next_at
+        )
+        for one in decided
+    ]
+    if not jobs.advance(connection, moves):
+        raise ClaimLost("a job's cursor was moved by another beat")
+    queued = [run for run in new if run.state is RunState.QUEUED and (run.job, run.occurrence) in created]
+    next_at = {one.job.name: one.next_at for one in decided}
+    return Fired(
+        created=len(queued),
+        next_at=dict.fromkeys(names) | next_at,
+        queues={run.queue for run in queued},
+    )
 
 
-def _fire_job(connection: Connection, job: StoredJob, header: JobHeader, *, now: datetime, queue: str) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _Decision:
+    """What to do about one job."""
+
+    job: StoredJob
+    header: JobHeader
+    catch_up: CatchUp
+    next_at: datetime | None
+
+
+def _decide(job: StoredJob, *, now: datetime) -> _Decision:
+    header = header_of(job)
     assert header.when is not None
     assert job.cursor_at is not None
     decided = catch_up(header.when, cursor=job.cursor_at, now=now, limit=MOST_RUNS)
-    if decided.cursor == job.cursor_at:
-        return 0
-    created = sum(
-        _create(connection, job, header, occurrence, now=now, queue=queue) for occurrence in decided.runs
-    )
-    for missed in decided.missed:
-        misses.record(connection, _miss(job.name, missed), now=now)
     following = next_occurrence(header.when, after=decided.cursor)
-    if not jobs.advance(
-        connection,
-        job.name,
-        was=job.cursor_at,
-        cursor_at=decided.cursor,
-        next_at=following.at if following else None,
-    ):
-        raise ClaimLost(f'the cursor of job "{job.name}" was moved by another beat')
-    return created
+    return _Decision(job=job, header=header, catch_up=decided, next_at=following.at if following else None)
 
 
-def _create(
-    connection: Connection,
-    job: StoredJob,
-    header: JobHeader,
-    occurrence: Occurrence,
-    *,
-    now: datetime,
-    queue: str,
-) -> bool:
-    """Inserts the run of an occurrence; one that overlaps is written down as skipped. Whether it was queued."""
-    overlaps = header.overlap == "skip" and runs.has_unfinished(connection, job.name)
-    new = NewRun(
-        job=job.name,
-        kind=job.kind,
-        occurrence=occurrence.label,
-        cause="schedule",
-        nominal_at=occurrence.at,
-        options=options_of(header.when),
-        state=RunState.SKIPPED if overlaps else RunState.QUEUED,
-        queue=queue,
-        due_at=now,
-        reason="the run before it was still going" if overlaps else None,
-    )
-    return runs.create(connection, new, now=now) is not None and not overlaps
+def _new_runs(
+    decision: _Decision, busy: set[str], *, now: datetime, queue_of: Callable[[str], str]
+) -> Iterator[NewRun]:
+    """The runs of the occurrences that are due; one that overlaps is written down as skipped."""
+    job, header = decision.job, decision.header
+    for occurrence in decision.catch_up.runs:
+        overlaps = header.overlap == "skip" and job.name in busy
+        yield NewRun(
+            job=job.name,
+            kind=job.kind,
+            occurrence=occurrence.label,
+            cause="schedule",
+            nominal_at=occurrence.at,
+            options=options_of(header.when),
+            state=RunState.SKIPPED if overlaps else RunState.QUEUED,
+            queue=queue_of(job.kind),
+            due_at=now,
+            reason="the run before it was still going" if overlaps else None,
+        )
+        busy.add(job.name)
 
 
 def _miss(job: str, missed: Missed) -> Miss:

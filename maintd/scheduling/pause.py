@@ -83,7 +83,7 @@ def _record_missed(connection: Connection, job: StoredJob, when: When, *, now: d
         exact=missed.exact,
         reason=f"{missed.reason}: {job.pause_reason}",
     )
-    misses.record(connection, miss, now=now)
+    misses.record(connection, [miss], now=now)
     return miss
 
 
@@ -94,6 +94,7 @@ def _move_cursor(
     cursor_at = max(now, job.cursor_at or now)
     following = next_occurrence(when, after=cursor_at) if when else None
     next_at = following.at if following else None
-    if not jobs.advance(connection, job.name, was=job.cursor_at, cursor_at=cursor_at, next_at=next_at):
+    move = jobs.Advance(job=job.name, was=job.cursor_at, cursor_at=cursor_at, next_at=next_at)
+    if not jobs.advance(connection, [move]):
         raise ClaimLost(f'job "{job.name}" was changed at this moment; resume it again')
     return next_at

@@ -18,6 +18,7 @@ COUNTED_AT_MOST = 1000
 """Beyond this a range of missed occurrences is counted as "at least": 10 ms a job, however long the absence was."""
 
 _NEXT = timedelta.resolution
+_FEW = 32
 
 
 class MissedReason(StrEnum):
@@ -122,11 +123,11 @@ def _missed(when: When, *, after: datetime, until: datetime, reason: MissedReaso
 
 
 def _latest(when: When, *, after: datetime, until: datetime) -> Occurrence | None:
-    """The last occurrence of a span, found by halving it: some forty look-ups, however many it holds."""
-    latest = next_occurrence(when, after=after)
-    if latest is None or latest.at > until:
-        return None
-    none_after = until
+    """The last occurrence of a span: of a few the last, of many found by halving, some forty look-ups."""
+    few = list(islice(_between(when, after=after, until=until), _FEW))
+    if len(few) < _FEW:
+        return few[-1] if few else None
+    latest, none_after = few[-1], until
     while none_after > latest.at:
         middle = latest.at + (none_after - latest.at) // 2
         later = next_occurrence(when, after=middle)

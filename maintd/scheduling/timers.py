@@ -84,7 +84,7 @@ def _timer(
     return Timer(
         job=job.name,
         kind=job.kind,
-        next_at=job.next_at,
+        next_at=job.next_at if is_scheduled(job) else None,
         timezone=when.timezone if when else "UTC",
         last_at=last.started_at if last else None,
         state=_state(job, going, now=now),

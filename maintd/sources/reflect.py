@@ -24,7 +24,9 @@ def table(connection: Connection, name: str, *, key: str) -> sa.Table:
     """
     schema, _, bare = name.rpartition(".")
     try:
-        return sa.Table(bare, sa.MetaData(), schema=schema or None, autoload_with=connection, resolve_fks=False)
+        return sa.Table(
+            bare, sa.MetaData(), schema=schema or None, autoload_with=connection, resolve_fks=False
+        )
     except NoSuchTableError:
         known = sa.inspect(connection).get_table_names(schema=schema or None)
         raise JobFailed(f'{key}: the source has no table "{name}"; {did_you_mean(bare, known)}') from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import IO
 
 from maintd.clock import Clock
 from maintd.retry import Backoff
@@ -31,11 +31,13 @@ class Child:
         name: What to call it in the log.
         command: Program and arguments.
         environment: Its whole environment.
+        outlives_others: It is stopped only when all the others have ended, because they need it.
     """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
+    outlives_others: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +62,21 @@ class Supervisor:
         clock: Clock,
         stop_timeout: timedelta,
         on_death: Callable[[Death], None] = lambda _: None,
+        log: IO[bytes] | None = None,
     ) -> None:
+        """Prepares a tree without children.
+
+        Args:
+            clock: Tells how long a child lived.
+            stop_timeout: How long a child may take to stop before it is killed.
+            on_death: Told of every child that ended without being asked to.
+            log: Where the children's standard error goes; to our own without it.
+        """
         self._clock = clock
         self._stop_timeout_s = stop_timeout.total_seconds()
         self._on_death = on_death
+        self._log = log
+        self._children: dict[str, Child] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._processes: dict[str, asyncio.subprocess.Process] = {}
 
@@ -74,17 +87,24 @@ class Supervisor:
 
     async def start(self, child: Child) -> None:
         """Starts a child and keeps it running from now on."""
+        self._children[child.name] = child
         process = await self._spawn(child)
         self._keepers[child.name] = asyncio.create_task(self._keep(child, process))
 
     async def stop(self) -> None:
-        """Stops all children, the last started first; what does not end in time is killed."""
-        for name, keeper in reversed(self._keepers.items()):
+        """Stops all children at once, and then those that outlive the others; what does not end in time is killed."""
+        for keeper in self._keepers.values():
             keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
-            if process := self._processes.pop(name, None):
-                await self._end(name, process)
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+        for last in (False, True):
+            await asyncio.gather(
+                *(
+                    self._end(name, process)
+                    for name, process in self._processes.items()
+                    if self._children[name].outlives_others is last
+                )
+            )
+        self._processes.clear()
         self._keepers.clear()
 
     async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
@@ -96,6 +116,7 @@ class Supervisor:
             *child.command,
             env=child.environment,
             stdin=asyncio.subprocess.DEVNULL,
+            stderr=self._log,
             # A Ctrl-C at the terminal is for the supervisor; it stops the children in order.
             start_new_session=True,
         )

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable
+from typing import IO
 
 from maintd.clock import Clock
 from maintd.config.settings import Settings, bare_environment
@@ -27,7 +28,11 @@ _SERVER_STARTS_WITHIN_S = 20.0
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, *, clock: Clock, on_death: Callable[[Death], None] = lambda _: None
+    settings: Settings,
+    *,
+    clock: Clock,
+    on_death: Callable[[Death], None] = lambda _: None,
+    log: IO[bytes] | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Runs the whole tree while the block runs.
 
@@ -39,7 +44,7 @@ async def running(
         Unavailable: The ledger or Redis does not answer.
     """
     with only_instance(settings.state_dir):
-        supervisor = Supervisor(clock=clock, stop_timeout=settings.stop_timeout, on_death=on_death)
+        supervisor = Supervisor(clock=clock, stop_timeout=settings.stop_timeout, on_death=on_death, log=log)
         try:
             await asyncio.to_thread(apply_files, settings, clock=clock)
             settings = await _with_redis(settings, supervisor, clock=clock)
@@ -78,7 +83,9 @@ async def _with_redis(settings: Settings, supervisor: Supervisor, *, clock: Cloc
             await asyncio.to_thread(keyspace.ping)
         return settings
     command = server_command(settings)
-    await supervisor.start(Child(name="valkey", command=command, environment=bare_environment()))
+    await supervisor.start(
+        Child(name="valkey", command=command, environment=bare_environment(), outlives_others=True)
+    )
     url = f"unix://{embedded_socket(settings)}"
     with contextlib.closing(Keyspace(url)) as keyspace:
         until_s = clock.monotonic_s() + _SERVER_STARTS_WITHIN_S

@@ -162,6 +162,7 @@ def test_everything_wrong_is_named_at_once(small_project: Project, redis_url: st
     assert checked.code == 1
     found = problems(checked)
     assert found.keys() == {"ledger", "redis", "source other", "relay", "job expired-sessions"}
+    assert {verdicts(checked)[what] for what in found} == {"problem"}
     assert "maintd migrate" in found["ledger"]
     assert "noeviction" in found["redis"]
     assert "other.db" in found["source other"]

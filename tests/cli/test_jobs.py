@@ -34,7 +34,8 @@ def timers(project: Project) -> dict[str, dict[str, str]]:
 def set_cursor(project: Project, name: str, *, cursor_at: datetime, next_at: datetime) -> None:
     with project.runtime() as runtime, runtime.ledger.write() as connection:
         was = jobs.require(connection, name).cursor_at
-        assert jobs.advance(connection, name, was=was, cursor_at=cursor_at, next_at=next_at)
+        move = jobs.Advance(job=name, was=was, cursor_at=cursor_at, next_at=next_at)
+        assert jobs.advance(connection, [move])
 
 
 def test_a_plan_tells_what_differs_and_changes_nothing(project: Project) -> None:

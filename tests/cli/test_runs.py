@@ -21,6 +21,7 @@ from maintd.ledger import campaigns, deliveries, runs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import DeliveryState, RunState
 from maintd.ledger.tables import deliveries as delivery_rows
+from maintd.mail import audience
 from tests.cli.conftest import Project
 from tests.sinks import SinkThread
 
@@ -197,7 +198,7 @@ def test_another_edition_is_mailed_only_after_the_overlap_was_shown_and_accepted
 
 
 def test_the_overlap_tells_those_mailed_from_those_still_to_come_and_those_never_to_be(
-    applied: Project,
+    applied: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     applied.maintd("run", "weekly-digest")
     work_off(applied, Queue.MAINTENANCE)  # enrolled, nothing sent
@@ -208,14 +209,16 @@ def test_the_overlap_tells_those_mailed_from_those_still_to_come_and_those_never
             (DeliveryState.SENT, pending[:7]),
             (DeliveryState.UNCERTAIN, pending[7:10]),
             (DeliveryState.DEFERRED, pending[10:15]),
-            (DeliveryState.CANCELLED, pending[15:17]),
+            (DeliveryState.CANCELLED, pending[-2:]),
         ):
             keys = [delivery.recipient_key for delivery in some]
             connection.execute(
                 sa.update(delivery_rows).where(delivery_rows.c.recipient_key.in_(keys)).values(state=state)
             )
+    # An address that the audience has twice is one recipient, wherever its rows are.
+    assert campaign.duplicates > 0
+    monkeypatch.setattr(audience, "CHUNK", 1)
     counts = applied.maintd("run", "weekly-digest", "--dry-run", "--json").json["counts"]
-    assert campaign.duplicates > 0, "an address that the audience has twice is one recipient"
     assert counts["mailed_in_this_period"] == 10
     assert counts["still_to_come"] == len(pending) - 12
     assert "go on with this edition" in counts["it_would"]

@@ -26,10 +26,14 @@ _QUOTED_LINES = re.compile(r'"\n[^"]*"')
 _SEPARATORS = frozenset({"&&", "||", "|", ";", "&", ">", ">>", "<", "<<"})
 
 
-def fences(page: Path, *languages: str) -> list[str]:
-    """The blocks of code in these languages."""
-    found = _FENCE.findall(page.read_text(encoding="utf-8"))
-    return [text for language, text in found if language in languages]
+def blocks(text: str) -> list[tuple[str, str]]:
+    """The blocks of code with their languages, in order."""
+    return _FENCE.findall(text)
+
+
+def fences(page: Path, language: str) -> list[str]:
+    """The blocks of code in a language."""
+    return [text for of, text in blocks(page.read_text(encoding="utf-8")) if of == language]
 
 
 def command_lines(page: Path) -> Iterator[list[str]]:
