@@ -149,9 +149,9 @@ class Database:
         except (OperationalError, InterfaceError) as error:
             if not is_away(error):
                 raise
-            raise Unavailable(
-                f"the {self.name} ({self.where}) does not answer: {first_line(error)}"
-            ) from error
+            lost = "gave way to another transaction, which can be tried again"
+            what = lost if _gave_way(error) else "does not answer"
+            raise Unavailable(f"the {self.name} ({self.where}) {what}: {first_line(error)}") from error
 
     def dispose(self) -> None:
         """Closes what is open."""
@@ -192,6 +192,11 @@ def is_away(error: DBAPIError) -> bool:
     if type(error.orig).__module__.startswith("sqlite3"):
         return any(word in words for word in _AWAY_WORDS)
     return True  # psycopg gives no SQLSTATE when the connection itself failed
+
+
+def _gave_way(error: DBAPIError) -> bool:
+    """Whether a transaction lost against another (SQLSTATE class 40: deadlock, serialization failure)."""
+    return str(getattr(error.orig, "sqlstate", None) or "").startswith("40")
 
 
 def first_line(error: BaseException) -> str:

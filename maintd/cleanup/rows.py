@@ -42,7 +42,6 @@ _LOCK_TIMEOUT = "500ms"
 
 _ADVICE = "Look at a dry run; if they may all go, raise the limit"
 _LOCK_NOT_AVAILABLE = "55P03"
-_PASSING = (_LOCK_NOT_AVAILABLE, "40001", "40P01")  # and serialisation failure, deadlock
 _CURES = {
     "42501": "its role needs SELECT, UPDATE (to lock the rows it chose) and DELETE on the table",
     "57014": "an index that leads with older_than.column makes it quicker; else raise the statement timeout",
@@ -361,8 +360,8 @@ def _explained(spec: RowsSpec) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         said = f'table "{spec.table}": {first_line(error)}'
-        if _state(error) in _PASSING:
-            raise Unavailable(f"{said}; this passes, and the run can be tried again") from error
+        if _state(error) == _LOCK_NOT_AVAILABLE:
+            raise Unavailable(f"{said}; that passes, and the run can be tried again") from error
         cure = _CURES.get(_state(error), "")
         if isinstance(error, IntegrityError):
             cure = "other rows refer to these: clean them up first"

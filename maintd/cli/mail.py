@@ -287,7 +287,7 @@ def find_deliveries(context: Context, *, address: Address, as_json: bool) -> Non
     Example: maintd deliveries find ada@example.org
     """
     with context.runtime() as runtime, runtime.ledger.read() as connection:
-        found = trace.trace(connection, address, default_from=context.settings.mail_from)
+        found = trace.trace(connection, address)
     if as_json:
         listed = [_delivery(traced) for traced in found.deliveries]
         print_json({
@@ -323,7 +323,7 @@ def list_deliveries(context: Context, *, campaign: str, state: str | None, limit
             state=DeliveryState(state) if state else None,
             limit=limit,
         )
-        traced = trace.with_names(connection, found, default_from=context.settings.mail_from)
+        traced = trace.with_names(connection, found)
     if as_json:
         print_json([_delivery(one) for one in traced])
     else:
@@ -357,7 +357,7 @@ def list_uncertain(context: Context, *, campaign: str | None, limit: int, as_jso
     with context.runtime() as runtime, runtime.ledger.read() as connection:
         campaign_id = ledger_campaigns.named(connection, campaign).id if campaign else None
         found = ledger_deliveries.uncertain(connection, campaign_id=campaign_id, limit=limit)
-        traced = trace.with_names(connection, found, default_from=context.settings.mail_from)
+        traced = trace.with_names(connection, found)
     if as_json:
         print_json([_delivery(one) for one in traced])
     else:
@@ -535,7 +535,7 @@ def _preview(context: Context, name: str, recipient: Address | None, *, uid: str
         what = f'"{name}" is no campaign' if name in prepared else f'there is no job "{name}"'
         raise UsageError(f"{what}; {did_you_mean(name, known) or 'no job file has a campaign'}")
     job = prepared[name].job
-    spec = cast(CampaignSpec, job.spec)
+    spec = cast(CampaignSpec, job.spec).sent_by(settings.mail_from)
     draft = Draft(
         job=name,
         spec=spec,
@@ -550,7 +550,6 @@ def _preview(context: Context, name: str, recipient: Address | None, *, uid: str
             draft,
             source=sources.get(spec.source),
             recipient=recipient,
-            default_from=settings.mail_from,
             redirect=settings.mail_redirect,
         )
     finally:

@@ -128,9 +128,9 @@ def _examine_ratings(spec: Spec, _files: Mapping[str, str], runtime: Runtime) ->
 
 
 def _run_campaign(work: Work) -> Done:
-    spec = cast(CampaignSpec, work.job.spec)
     runtime = work.runtime
-    sender_of(spec, default_from=runtime.settings.mail_from)
+    spec = cast(CampaignSpec, work.job.spec).sent_by(runtime.settings.mail_from)
+    sender_of(spec)
 
     def hold(connection: Connection) -> None:
         if work.stopping():
@@ -168,7 +168,7 @@ def _edition(work: Work, spec: CampaignSpec) -> Edition:
 
 def _examine_campaign(spec: Spec, files: Mapping[str, str], runtime: Runtime) -> None:
     campaign = cast(CampaignSpec, spec)
-    sender_of(campaign, default_from=runtime.settings.mail_from)
+    sender_of(campaign.sent_by(runtime.settings.mail_from))
     source = runtime.sources.get(campaign.source)
     template = compile_bundle(mailing.bundle_of(campaign, files))
     queries = {"audience.sql": campaign.audience.sql}

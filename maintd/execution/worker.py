@@ -95,7 +95,6 @@ def _pump(runtime: Runtime) -> Pump:
             batch=settings.mail_batch,
             lease=settings.lease,
             heartbeat=settings.heartbeat,
-            default_from=settings.mail_from,
             redirect=settings.mail_redirect,
         ),
         clock=runtime.clock,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.engine import Connection, CursorResult
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from maintd.database import Database, first_line
-from maintd.errors import JobFailed, Unavailable
+from maintd.database import Database, first_line, is_away
+from maintd.errors import JobFailed
+from maintd.mail.campaign import SQL_PREFIX, CampaignSpec
 
 CHUNK = 1000
 #: A query whose rows every recipient shares is kept with the campaign: it must stay small.
@@ -36,14 +37,21 @@ def open_audience(source: Database, sql: str, *, key: str) -> Iterator[tuple[lis
         JobFailed: The database refuses the statement; in the middle of the rows too.
         Unavailable: The source does not answer.
     """
-    try:
-        with source.read() as connection:
+    # Not around the caller's block as well: what fails in there is none of the source's refusals.
+    with source.read() as connection:
+        with _refusals(source, key=key):
             result = _execute(connection, sql)
             columns = list(result.keys())
-            yield columns, _chunks(columns, result)
-    except Unavailable:
-        raise
+        yield columns, _chunks(columns, result, source, key=key)
+
+
+@contextlib.contextmanager
+def _refusals(source: Database, *, key: str) -> Iterator[None]:
+    try:
+        yield
     except SQLAlchemyError as error:
+        if isinstance(error, DBAPIError) and is_away(error):
+            raise  # the database tells that in its own words
         raise JobFailed(f"{key}: the {source.name} refuses the statement: {first_line(error)}") from error
 
 
@@ -63,6 +71,19 @@ def ask(source: Database, sql: str, *, key: str, limit: int = MAX_SHARED_ROWS) -
     return rows
 
 
+def ask_shared(source: Database, spec: CampaignSpec, files: Mapping[str, str]) -> dict[str, list[Row]]:
+    """The rows of every query that all recipients share, by the name that the template has for them.
+
+    Raises:
+        JobFailed: The database refuses one, or it has too many rows.
+        Unavailable: The source does not answer.
+    """
+    return {
+        name: ask(source, files[SQL_PREFIX + file], key=f"shared.{name} ({file})")
+        for name, file in spec.shared.items()
+    }
+
+
 def columns_of(source: Database, sql: str, *, key: str) -> list[str]:
     """The columns a statement gives; no row is read.
 
@@ -80,8 +101,15 @@ def _execute(connection: Connection, sql: str) -> CursorResult[Any]:
     return connection.exec_driver_sql(sql.strip().rstrip(";"), execution_options=options)
 
 
-def _chunks(columns: Sequence[str], result: CursorResult[Any]) -> Iterator[list[Row]]:
-    for partition in result.partitions(CHUNK):
+def _chunks(
+    columns: Sequence[str], result: CursorResult[Any], source: Database, *, key: str
+) -> Iterator[list[Row]]:
+    partitions = result.partitions(CHUNK)
+    while True:
+        with _refusals(source, key=key):
+            partition = next(partitions, None)
+        if partition is None:
+            return
         yield [
             {name: _plain(value, column=name) for name, value in zip(columns, row, strict=True)}
             for row in partition

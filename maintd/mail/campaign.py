@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from maintd.errors import Problem, Problems, did_you_mean
 from maintd.mail.address import parse_address, parse_from
-from maintd.mail.templates import Bundle, read_bundle
+from maintd.mail.templates import Bundle, MailTemplate, read_bundle
 from maintd.spec import Duration, Spec
 
 SQL_PREFIX = "sql/"
@@ -89,6 +89,10 @@ class CampaignSpec(Spec):
             parse_address(text)
         return text
 
+    def sent_by(self, default: str | None) -> CampaignSpec:
+        """The same with the default sender if it names none, so that an edition keeps the sender it began with."""
+        return self if self.from_ is not None else self.model_copy(update={"from_": default})
+
 
 def read_files(spec: CampaignSpec, *, schedules: Path, templates: Path) -> dict[str, str]:
     """Reads every text that a campaign depends on, to be frozen with its job.
@@ -131,6 +135,11 @@ def bundle_of(spec: CampaignSpec, files: Mapping[str, str]) -> Bundle:
         if name.startswith(TEMPLATE_PREFIX)
     }
     return Bundle(name=spec.template, files=texts)
+
+
+def columns_used(spec: CampaignSpec, template: MailTemplate) -> frozenset[str]:
+    """The columns that a template wants of the audience."""
+    return template.variables - GIVEN_NAMES - spec.shared.keys()
 
 
 def content_digest(spec: CampaignSpec, files: Mapping[str, str]) -> str:

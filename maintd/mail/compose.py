@@ -57,7 +57,6 @@ class Composer:
         campaign: Mailing,
         bundle: Bundle,
         *,
-        default_from: str | None,
         redirect: str | None,
     ) -> None:
         """Compiles the campaign's template.
@@ -65,7 +64,6 @@ class Composer:
         Args:
             campaign: Whose messages to make.
             bundle: Its template, as stored.
-            default_from: The sender of jobs that name none.
             redirect: The address that gets everything, for staging; None in production.
 
         Raises:
@@ -74,7 +72,7 @@ class Composer:
         self._campaign = campaign
         self._spec = CampaignSpec.model_validate(campaign.spec)
         self._template = compile_bundle(bundle)
-        self._from_name, self._from = sender_of(self._spec, default_from=default_from)
+        self._from_name, self._from = sender_of(self._spec)
         self._reply_to = parse_address(self._spec.reply_to) if self._spec.reply_to else None
         self._redirect = parse_address(redirect) if redirect else None
 
@@ -151,16 +149,15 @@ def message_id(uid: str, recipient_key: bytes, *, domain: str) -> str:
     return f"<{uid}.{recipient_key.hex()}@{domain}>"
 
 
-def sender_of(spec: CampaignSpec, *, default_from: str | None) -> tuple[str, Address]:
+def sender_of(spec: CampaignSpec) -> tuple[str, Address]:
     """Display name and address of a campaign's sender.
 
     Raises:
-        JobFailed: Neither the job nor the settings name one.
+        JobFailed: It has none.
     """
-    text = spec.from_ or default_from
-    if text is None:
+    if spec.from_ is None:
         raise JobFailed("from: there is no sender; give the job a `from` or set MAINTD_MAIL_FROM")
-    return parse_from(text)
+    return parse_from(spec.from_)
 
 
 def _path(address: Address) -> str:

@@ -17,8 +17,8 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import identity
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
-from maintd.mail.audience import Row, ask, open_audience
-from maintd.mail.campaign import GIVEN_NAMES, SQL_PREFIX, CampaignSpec, bundle_of, content_digest
+from maintd.mail.audience import Row, ask_shared, open_audience
+from maintd.mail.campaign import SQL_PREFIX, CampaignSpec, bundle_of, columns_used, content_digest
 from maintd.mail.templates import MailTemplate, compile_bundle
 
 _WIPE_CHUNK = 2000
@@ -133,15 +133,11 @@ def _open(
     """Writes the campaign's row with its frozen content; wipes what an enrolment before this one left."""
     spec, now = edition.spec, clock.now()
     bundle = bundle_of(spec, edition.files)
-    shared = {
-        name: ask(source, edition.files[SQL_PREFIX + file], key=f"shared.{name} ({file})")
-        for name, file in spec.shared.items()
-    }
     values: dict[str, Any] = {
         "run_id": edition.run_id,
         "spec": spec.model_dump(mode="json", by_alias=True),
         "template": bundle.digest,
-        "shared": shared,
+        "shared": ask_shared(source, spec, edition.files),
         "content": content_digest(spec, edition.files),
         "dated_at": now,
         "expires_at": now + spec.expires if spec.expires else None,
@@ -199,7 +195,7 @@ class _Writer:
         self._spec = spec
         self._campaign_id = campaign_id
         self._key = key
-        self._used = template.variables - GIVEN_NAMES - spec.shared.keys()
+        self._used = columns_used(spec, template)
         self._tail = 0
         self.read = 0
 
@@ -277,7 +273,7 @@ def check_columns(spec: CampaignSpec, template: MailTemplate, columns: list[str]
     wanted = [("audience.address", spec.audience.address)]
     if spec.audience.recipient is not None:
         wanted.append(("audience.recipient", spec.audience.recipient))
-    needed = template.variables - GIVEN_NAMES - spec.shared.keys()
+    needed = columns_used(spec, template)
     wanted += [(f"template {spec.template}", name) for name in sorted(needed)]
     missing = [
         f'{key} wants the column "{name}" ({did_you_mean(name, columns)})'

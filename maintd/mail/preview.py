@@ -10,8 +10,8 @@ from typing import Any
 from maintd.database import Database
 from maintd.errors import JobFailed
 from maintd.mail.address import Address, InvalidAddress, parse_address, recipient_key
-from maintd.mail.audience import Row, ask, open_audience
-from maintd.mail.campaign import GIVEN_NAMES, SQL_PREFIX, CampaignSpec, bundle_of, edition_of
+from maintd.mail.audience import Row, ask_shared, open_audience
+from maintd.mail.campaign import SQL_PREFIX, CampaignSpec, bundle_of, columns_used, edition_of
 from maintd.mail.compose import Composer
 from maintd.mail.enrol import check_columns
 from maintd.mail.message import Content
@@ -85,7 +85,6 @@ def preview(
     *,
     source: Database,
     recipient: Address | None,
-    default_from: str | None,
     redirect: str | None,
 ) -> Preview:
     """Makes the mail of one person of the audience.
@@ -94,7 +93,6 @@ def preview(
         draft: The job.
         source: The database that its audience comes from.
         recipient: Who; without it the first row of the audience that has a valid address.
-        default_from: The sender of jobs that name none.
         redirect: The address that gets everything, for staging.
 
     Raises:
@@ -106,8 +104,8 @@ def preview(
     template = compile_bundle(bundle)
     to, row = _person(draft, template, source=source, recipient=recipient)
     occasion = _occasion(draft, source=source)
-    composer = Composer(occasion, bundle, default_from=default_from, redirect=redirect)
-    used = template.variables - GIVEN_NAMES - draft.spec.shared.keys()
+    composer = Composer(occasion, bundle, redirect=redirect)
+    used = columns_used(draft.spec, template)
     content = composer.content(
         to, key=recipient_key(to.canonical, key=_KEY), fields={name: row[name] for name in used}
     )
@@ -121,10 +119,7 @@ def _occasion(draft: Draft, *, source: Database) -> _Occasion:
         occurrence=f"{draft.now:%Y-%m-%dT%H:%M:%S}[UTC]",
         timezone=draft.timezone,
     )
-    shared = {
-        name: ask(source, draft.files[SQL_PREFIX + file], key=f"shared.{name} ({file})")
-        for name, file in draft.spec.shared.items()
-    }
+    shared = ask_shared(source, draft.spec, draft.files)
     return _Occasion(
         uid=draft.uid,
         name=f"{draft.job}/{edition}",

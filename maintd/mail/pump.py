@@ -43,14 +43,12 @@ class PumpSettings:
         batch: Deliveries in one claim.
         lease: Somebody whose counter stood still that long has lost its claim.
         heartbeat: How often a counter moves at least.
-        default_from: The sender of jobs that name none.
         redirect: The address that gets everything, for staging.
     """
 
     batch: int
     lease: timedelta
     heartbeat: timedelta
-    default_from: str | None
     redirect: str | None
 
 
@@ -159,7 +157,6 @@ class Pump:
             self._composers[campaign.id] = Composer(
                 campaign,
                 Bundle(name=name, files=files),
-                default_from=self._settings.default_from,
                 redirect=self._settings.redirect,
             )
         return self._composers[campaign.id]

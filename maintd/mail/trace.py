@@ -8,7 +8,6 @@ from datetime import datetime
 
 from sqlalchemy.engine import Connection
 
-from maintd.errors import JobFailed
 from maintd.ledger import campaigns, deliveries, suppressions
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
@@ -24,11 +23,11 @@ class Traced:
 
     Attributes:
         campaign: The name of its campaign.
-        message_id: Of its message, whether or not it was ever made; None when no sender is configured any more.
+        message_id: Of its message, whether or not it was ever made.
     """
 
     campaign: str
-    message_id: str | None
+    message_id: str
     delivery: Delivery
 
 
@@ -45,39 +44,33 @@ class Trace:
     suppressed: tuple[str, datetime] | None
 
 
-def trace(connection: Connection, address: Address, *, default_from: str | None) -> Trace:
+def trace(connection: Connection, address: Address) -> Trace:
     """Every delivery to an address, however it was written, in every campaign.
 
     Args:
         connection: Of the ledger.
         address: The recipient.
-        default_from: The sender of jobs that name none.
     """
     key = recipient_key(address.canonical, key=identity(connection).recipient_key)
     return Trace(
-        deliveries=with_names(connection, deliveries.find(connection, key), default_from=default_from),
+        deliveries=with_names(connection, deliveries.find(connection, key)),
         suppressed=suppressions.find(connection, key),
     )
 
 
-def with_names(
-    connection: Connection, found: Iterable[Delivery], *, default_from: str | None
-) -> list[Traced]:
+def with_names(connection: Connection, found: Iterable[Delivery]) -> list[Traced]:
     """Gives deliveries the names of their campaigns and their Message-IDs."""
-    known: dict[int, tuple[Campaign, str | None]] = {}
+    known: dict[int, tuple[Campaign, str]] = {}
     traced = []
     for delivery in found:
         if delivery.campaign_id not in known:
             campaign = campaigns.get(connection, delivery.campaign_id)
-            known[campaign.id] = campaign, _domain(campaign, default_from=default_from)
+            known[campaign.id] = campaign, _domain(campaign)
         campaign, domain = known[delivery.campaign_id]
-        identifier = domain and message_id(campaign.uid, delivery.recipient_key, domain=domain)
+        identifier = message_id(campaign.uid, delivery.recipient_key, domain=domain)
         traced.append(Traced(campaign=campaign.name, message_id=identifier, delivery=delivery))
     return traced
 
 
-def _domain(campaign: Campaign, *, default_from: str | None) -> str | None:
-    try:
-        return sender_of(CampaignSpec.model_validate(campaign.spec), default_from=default_from)[1].domain
-    except JobFailed:
-        return None
+def _domain(campaign: Campaign) -> str:
+    return sender_of(CampaignSpec.model_validate(campaign.spec))[1].domain

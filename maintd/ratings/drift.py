@@ -126,7 +126,7 @@ class Drift:
 
     def empty(self) -> sa.Update:
         """Writes the rows of `emptied`."""
-        rows = self.emptied.correlate(None).subquery("emptied")
+        rows = self.emptied.subquery("emptied")
         return (
             sa.update(self.columns.target)
             .where(self.columns.item.in_(sa.select(rows.c.item)))

@@ -30,7 +30,8 @@ class Sources:
         """The database of that name.
 
         Raises:
-            JobFailed: No such source is configured.
+            JobFailed: No such source is configured, or it is a SQLite file that does not exist, which opening it would
+                change.
             Problems: Its URL is not usable.
         """
         if name not in self._urls:
@@ -39,9 +40,13 @@ class Sources:
                 f'source "{name}" is not configured ({hint}); set MAINTD_SOURCE_{name.upper()}_URL'
             )
         if name not in self._open:
-            self._open[name] = Database(
+            source = Database(
                 self._urls[name], name=f"source {name}", statement_timeout=self._statement_timeout
             )
+            path = sqlite_path(source.url)
+            if path is not None and not path.exists():
+                raise JobFailed(f"the {source.name} is the file {path}, which does not exist")
+            self._open[name] = source
         return self._open[name]
 
     def dispose(self) -> None:
@@ -55,12 +60,9 @@ def count_tables(source: Database) -> int:
     """How many tables a source has: the least that shows that it answers, and which database it is.
 
     Raises:
-        JobFailed: There is no such SQLite file, which would otherwise come into being by looking, or it is none.
+        JobFailed: It answers, but not as a database does: a SQLite file that is none.
         Unavailable: The source does not answer.
     """
-    path = sqlite_path(source.url)
-    if path is not None and not path.exists():
-        raise JobFailed(f"the {source.name} is the file {path}, which does not exist")
     try:
         with source.read() as connection:
             return len(sa.inspect(connection).get_table_names())

@@ -74,7 +74,6 @@ def pump_of(
     *,
     connections: int = 4,
     batch: int = 10,
-    default_from: str | None = None,
     redirect: str | None = None,
 ) -> Pump:
     timeouts = Timeouts(connect_s=30, command_s=30, dot_s=30)
@@ -90,7 +89,6 @@ def pump_of(
             batch=batch,
             lease=LEASE,
             heartbeat=timedelta(hours=1),
-            default_from=default_from,
             redirect=redirect,
         ),
         clock=clock,
@@ -439,6 +437,33 @@ def test_an_orderly_stop_leaves_the_rest_to_others_without_a_doubt(
         assert tallied(ledger, campaign.id) == {SENT: 4, PENDING: 16}
         run(pump_of(ledger, relay.url, clock))
     assert checked(ledger, campaign, mailbox).exact
+
+
+def test_what_was_on_the_wire_when_its_sender_was_interrupted_is_doubtful(
+    ledger: Database, mailbox: Path, clock: HandClock
+) -> None:
+    campaign = add_campaign(ledger, recipients=6)
+    on_the_wire = threading.Event()
+
+    def script(moment: Moment) -> Action | None:
+        if moment.step is not Step.DOT or moment.recipient != "p2@example.org":
+            return None
+        on_the_wire.set()
+        return Action(accept=True, then=Then.HANG)
+
+    async def interrupted(pump: Pump) -> None:
+        task = asyncio.create_task(pump.run(stopping=lambda: False))
+        await asyncio.to_thread(on_the_wire.wait)
+        task.cancel()
+        await task
+
+    with SinkThread(mailbox, script=script) as relay:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(interrupted(pump_of(ledger, relay.url, clock, connections=1)))
+        assert tallied(ledger, campaign.id) == {SENT: 2, UNCERTAIN: 1, PENDING: 3}
+        run(pump_of(ledger, relay.url, clock))
+    assert checked(ledger, campaign, mailbox).exact
+    assert arrived(mailbox)["p2@example.org"] == 1
 
 
 def test_no_dot_is_written_once_the_lease_has_run_out(

@@ -170,8 +170,17 @@ def test_a_row_of_no_item_is_left_alone(source: Database) -> None:
         "CREATE TABLE title_score (title_id INTEGER UNIQUE, score DOUBLE PRECISION, votes INTEGER)",
         "INSERT INTO title_score VALUES (NULL, 3.5, 2)",
     )
-    assert recompute(rating_spec(WILSON), source).changed == 0
+    assert dry_run(rating_spec(WILSON), source).changed == recompute(rating_spec(WILSON), source).changed == 0
     assert rows(source, "SELECT * FROM title_score") == [(None, 3.5, 2)]
+
+
+@pytest.mark.parametrize("held", ["4.0, 7", "3.0, 1", "NULL, 1", "NULL, 0"])
+def test_a_row_is_written_if_its_score_or_its_count_is_not_right(source: Database, held: str) -> None:
+    make(source)
+    rate(source, (1, 4))
+    execute(source, f"INSERT INTO title_score (title_id, score, votes) VALUES (1, {held})")
+    assert recompute(rating_spec(MEAN), source).changed == 1
+    assert scores(source) == {1: (4.0, 1)}
 
 
 def test_other_columns_keep_their_values_or_get_their_defaults(source: Database) -> None:
@@ -189,6 +198,14 @@ def test_a_given_prior_mean_is_used_and_else_the_mean_of_all_events(source: Data
     assert scores(source) == {1: (4.0, 1), 2: (7 / 3, 2)}
     recompute(rating_spec({"name": "bayesian", "prior_weight": 1, "prior_mean": 8}), source)
     assert scores(source) == {1: (6.5, 1), 2: (4.0, 2)}
+
+
+def test_the_mean_of_all_events_is_not_rounded(source: Database) -> None:
+    make(source, stars="NUMERIC(20,15)")
+    rate(source, (1, 0.123456789012345))
+    execute(source, "INSERT INTO title_score (title_id) VALUES (2)")
+    recompute(rating_spec(BAYESIAN), source)
+    assert scores(source)[2] == (0.123456789012345, 0)
 
 
 def test_without_any_event_a_bayesian_score_is_unknown(source: Database) -> None:
