@@ -247,7 +247,7 @@ def resume_campaign(context: Context, name: str) -> None:
 def cancel_campaign(context: Context, name: str, reason: str) -> None:
     """Give a campaign up for good: what was not sent never will be.
 
-    It cannot be taken back. Doubtful messages stay doubtful. If it was cut off, call it again.
+    It cannot be taken back. Doubtful messages stay doubtful. If the command was cut off, call it again.
 
     \b
     Example: maintd campaigns cancel weekly-digest/2026-W47 --reason "wrong audience"
@@ -261,7 +261,7 @@ def cancel_campaign(context: Context, name: str, reason: str) -> None:
     if cancelled.left:
         click.echo(
             f"{cancelled.left:,} are still with a sender, which puts no further message of it on the wire; "
-            f"`maintd campaigns cancel {name}` settles what it leaves."
+            "the beat settles what it leaves."
         )
 
 

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 #: Claims that one run may lose. An orderly stop is no loss, so five of them mean that the run itself kills its worker.
 MOST_LOSSES = 5
 _LINE_CHUNK = 1000
+_BATCH_CHUNK = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class Reconciler:
         ledger, now = self._runtime.ledger, self._runtime.clock.now()
         with ledger.write() as connection:
             back = recover.put_back_in_line(connection, now=now, limit=_LINE_CHUNK)
+            recover.settle_cancelled(connection, now=now, limit=_BATCH_CHUNK)
             self._end_what_is_done(connection)
         with ledger.read() as connection:
             queues = {Queue(name) for name in runs.due_queues(connection, now=now)}

@@ -208,6 +208,31 @@ def take_from_the_dead(connection: Connection, batch: Batch) -> bool:
     return taken.rowcount == 1
 
 
+def left_by_cancelled(connection: Connection, *, limit: int) -> list[Batch]:
+    """Open batches of cancelled campaigns that nobody holds."""
+    query = (
+        sa.select(batches)
+        .join(campaigns, campaigns.c.id == batches.c.campaign_id)
+        .where(
+            campaigns.c.state == CampaignState.CANCELLED,
+            batches.c.state == BatchState.OPEN,
+            batches.c.token.is_(None),
+        )
+        .order_by(batches.c.id)
+        .limit(limit)
+    )
+    return [Batch(**row) for row in connection.execute(query).mappings()]
+
+
+def close_left(connection: Connection, batch: Batch) -> None:
+    """Closes a batch that nobody holds and of which every delivery is settled."""
+    connection.execute(
+        sa.update(batches)
+        .where(batches.c.id == batch.id, batches.c.token.is_(None))
+        .values(state=BatchState.DONE)
+    )
+
+
 def has_work(connection: Connection) -> bool:
     """Whether a sending campaign has a range that could be claimed now."""
     left = sa.exists().where(

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from maintd.errors import UsageError, did_you_mean
+from maintd.errors import JobFailed, UsageError, did_you_mean
 from maintd.ledger.states import CAMPAIGN_MOVES, BatchState, CampaignState, DeliveryState, RunState, sources
 from maintd.ledger.tables import batches, campaigns, deliveries, runs, templates
 
@@ -132,16 +132,22 @@ def adopt(connection: Connection, campaign_id: int, *, run_id: int) -> None:
 def count_enrolled(
     connection: Connection, campaign_id: int, *, audience: int, duplicates: int, tail: int
 ) -> None:
-    """Adds what one chunk of the audience brought."""
-    connection.execute(
+    """Adds what one chunk of the audience brought.
+
+    Raises:
+        JobFailed: The campaign is not enrolling any more: somebody cancelled it.
+    """
+    changed = connection.execute(
         sa.update(campaigns)
-        .where(campaigns.c.id == campaign_id)
+        .where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.ENROLLING)
         .values(
             audience=campaigns.c.audience + audience,
             duplicates=campaigns.c.duplicates + duplicates,
             tail=tail,
         )
     )
+    if changed.rowcount != 1:
+        raise JobFailed("the campaign was cancelled while its audience was enrolled")
 
 
 def move(

@@ -29,7 +29,7 @@ class Cancelled:
         campaign: As it is now.
         settled: Deliveries that were cancelled by this call.
         left: Deliveries that are not settled yet, because a sender holds their batch; it lets go within one window, or
-            is found dead after its lease. A later cancellation settles what is left of them then.
+            is found dead after its lease. The reconciler settles what is left of them then.
     """
 
     campaign: Campaign
@@ -60,7 +60,7 @@ def resume(ledger: Database, name: str, *, now: datetime) -> Campaign:
 def cancel(ledger: Database, name: str, *, reason: str, clock: Clock) -> Cancelled:
     """Gives a campaign up: what was not sent never will be.
 
-    May be called again, after it was cut off or for deliveries that a sender held. Doubts stay what they are.
+    May be called again, after it was cut off. Doubts stay what they are.
 
     Raises:
         UsageError: There is no such campaign.

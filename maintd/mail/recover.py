@@ -49,6 +49,31 @@ def recover(connection: Connection, batch: Batch, *, now: datetime) -> int | Non
     return doubtful
 
 
+def settle_cancelled(connection: Connection, *, now: datetime, limit: int) -> int:
+    """Settles what cancelled campaigns had with a sender, now that it let go or was found dead.
+
+    Args:
+        connection: Of the ledger.
+        now: When the cancellations are dated.
+        limit: Batches to look at.
+
+    Returns:
+        How many deliveries were cancelled.
+    """
+    settled = 0
+    for batch in batches.left_by_cancelled(connection, limit=limit):
+        settled += deliveries.cancel_range(
+            connection,
+            batch.campaign_id,
+            lo=batch.lo,
+            hi=batch.hi,
+            now=now,
+            detail="the campaign was cancelled",
+        )
+        batches.close_left(connection, batch)
+    return settled
+
+
 def put_back_in_line(connection: Connection, *, now: datetime, limit: int) -> int:
     """Brings deferred deliveries of every sending campaign whose time has come back into its line.
 

@@ -6,9 +6,10 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from maintd.database import Database
+from maintd.errors import JobFailed
 from maintd.ledger import campaigns, deliveries, suppressions
 from maintd.ledger.deliveries import Delivery, Outcome
-from maintd.ledger.states import DeliveryState
+from maintd.ledger.states import CampaignState, DeliveryState
 from tests.ledgers import MINUTE, NOW, add_campaign, campaign_of, key_of, race, states_of, tallied
 
 PENDING, DEFERRED, SENT = DeliveryState.PENDING, DeliveryState.DEFERRED, DeliveryState.SENT
@@ -232,8 +233,16 @@ def test_settled_outcomes_of_many_recipients_race_without_losing_one(ledger: Dat
     assert tallied(ledger, campaign.id) == {SENT: 40}
 
 
+@pytest.mark.parametrize("state", [CampaignState.SENDING, CampaignState.CANCELLED])
+def test_a_campaign_that_does_not_enrol_takes_nobody_in(ledger: Database, state: CampaignState) -> None:
+    campaign = add_campaign(ledger, recipients=3, state=state)
+    with pytest.raises(JobFailed, match="cancelled while"), ledger.write() as connection:
+        campaigns.count_enrolled(connection, campaign.id, audience=1, duplicates=0, tail=4)
+    assert campaign_of(ledger, campaign.id).tail == 3
+
+
 def test_a_campaign_counts_what_it_enrolled(ledger: Database) -> None:
-    campaign = add_campaign(ledger, recipients=3)
+    campaign = add_campaign(ledger, recipients=3, state=CampaignState.ENROLLING)
     with ledger.write() as connection:
         campaigns.count_enrolled(connection, campaign.id, audience=5, duplicates=5, tail=3)
     found = campaign_of(ledger, campaign.id)
