@@ -19,7 +19,7 @@ demo: $(READY)   ## the main job, end to end, with a worker killed half-way
 	@$(BIN)/maintd demo
 
 test: $(READY)   ## every test, against real servers
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 4  # they mostly wait for other processes
 
 check: $(READY)  ## style, types, layers
 	@$(BIN)/ruff check .
