@@ -18,7 +18,7 @@ from maintd.execution import pipelines
 from maintd.execution.pipelines import PipelineSpec
 from maintd.execution.queues import Queue
 from maintd.execution.runtime import Runtime
-from maintd.ledger import campaigns, deliveries, jobs
+from maintd.ledger import campaigns, deliveries, jobs, runs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.mail import campaign as mailing
@@ -153,6 +153,14 @@ def _run_campaign(work: Work) -> Done:
 
 
 def _edition(work: Work, spec: CampaignSpec) -> Edition:
+    name = work.run.options.get("edition") or _named_edition(work, spec)
+    return Edition(
+        job=work.run.job, name=name, run_id=work.run.id, spec=spec, files=work.files, uid=new_token()
+    )
+
+
+def _named_edition(work: Work, spec: CampaignSpec) -> str:
+    """Names the edition of a run, once: what is tried again later must not come to another one."""
     run = work.run
     name = mailing.edition_of(
         spec.once_per,
@@ -160,10 +168,12 @@ def _edition(work: Work, spec: CampaignSpec) -> Edition:
         occurrence=run.occurrence,
         timezone=run.options.get("timezone", "UTC"),
     )
-    if run.options.get("new_edition"):
-        with work.runtime.ledger.read() as connection:
-            name = campaigns.free_edition(connection, job=run.job, edition=name, run_id=run.id)
-    return Edition(job=run.job, name=name, run_id=run.id, spec=spec, files=work.files, uid=new_token())
+    with work.runtime.ledger.write() as connection:
+        work.hold(connection)
+        if run.options.get("new_edition"):
+            name = campaigns.free_edition(connection, job=run.job, edition=name)
+        runs.keep_options(connection, run.id, run.options | {"edition": name})
+    return name
 
 
 def _examine_campaign(spec: Spec, files: Mapping[str, str], runtime: Runtime) -> None:

@@ -15,7 +15,6 @@ from maintd.ledger import batches, campaigns, jobs, runs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.mail import recover
-from maintd.scheduling.occurrences import header_of
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class Reconciler:
         now = self._runtime.clock.now()
         job = jobs.get(connection, run.job)
         to, reason = RunState.QUEUED, f"its worker ({run.owner}) vanished; it is tried again"
-        if job is not None and header_of(job).on_lost == "park":
+        if job is not None and job.spec.get("on_lost") == "park":
             to, reason = RunState.PARKED, f"its worker ({run.owner}) vanished; how far it came is unknown"
         elif run.losses + 1 >= MOST_LOSSES:
             to, reason = RunState.DEAD, f"its worker vanished {MOST_LOSSES} times"

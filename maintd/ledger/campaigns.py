@@ -212,15 +212,12 @@ def ended_with_run_underway(connection: Connection) -> list[Campaign]:
     return [Campaign(**row) for row in connection.execute(query).mappings()]
 
 
-def free_edition(connection: Connection, *, job: str, edition: str, run_id: int) -> str:
-    """The edition itself if nobody has it, else the first free of `edition+2`, `edition+3`, …
-
-    A run that asks again gets the one it made before.
-    """
-    query = sa.select(campaigns.c.edition, campaigns.c.run_id).where(campaigns.c.job == job)
-    taken = dict(connection.execute(query).all())
+def free_edition(connection: Connection, *, job: str, edition: str) -> str:
+    """The edition itself if nobody has it, else the first free of `edition+2`, `edition+3`, …"""
+    query = sa.select(campaigns.c.edition).where(campaigns.c.job == job)
+    taken = set(connection.scalars(query))
     names = chain([edition], (f"{edition}+{number}" for number in count(2)))
-    return next(name for name in names if taken.get(name, run_id) == run_id)
+    return next(name for name in names if name not in taken)
 
 
 def editions_of(connection: Connection, *, job: str, period: str) -> list[Campaign]:

@@ -241,6 +241,11 @@ def put_back(connection: Connection, claim: Claim, *, due_at: datetime, reason: 
     )
 
 
+def keep_options(connection: Connection, run_id: int, options: dict[str, Any]) -> None:
+    """Writes down what a run decided once and must keep to; its holder calls this, in a transaction that holds."""
+    connection.execute(sa.update(runs).where(runs.c.id == run_id).values(options=options))
+
+
 def move(
     connection: Connection,
     run_id: int,

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 from sqlalchemy.schema import ColumnCollectionConstraint
+from sqlalchemy.types import TypeEngine
 
 from maintd.errors import JobFailed
 from maintd.ratings.formulas import Mean
@@ -21,13 +22,18 @@ _NUMBERS = (sa.Integer, *_FRACTIONS)
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The two columns of the events and the three of the target; they exist and fit the job."""
+    """The two columns of the events and the three of the target; they exist and fit the job.
+
+    A column of a domain has the type that the domain is made of, which says what can be done with it. A score is still
+    kept as `score_type`: only the domain itself knows its precision.
+    """
 
     event_item: sa.Column[Any]
     event_value: sa.Column[Any]
     target: sa.Table
     item: sa.Column[Any]
     score: sa.Column[Any]
+    score_type: TypeEngine[Any]
     count: sa.Column[Any]
 
     @classmethod
@@ -39,14 +45,19 @@ class Columns:
         """
         events = reflect.table(connection, spec.events.table, key="events.table")
         target = reflect.table(connection, spec.target.table, key="target.table")
+        score = reflect.column(target, spec.target.score, key="target.score")
         columns = cls(
-            event_item=_column(events, spec.events.item, key="events.item"),
-            event_value=_column(events, spec.events.value, key="events.value"),
+            event_item=reflect.column(events, spec.events.item, key="events.item"),
+            event_value=reflect.column(events, spec.events.value, key="events.value"),
             target=target,
-            item=_column(target, spec.target.item, key="target.item"),
-            score=_column(target, spec.target.score, key="target.score"),
-            count=_column(target, spec.target.count, key="target.count"),
+            item=reflect.column(target, spec.target.item, key="target.item"),
+            score=score,
+            score_type=score.type,
+            count=reflect.column(target, spec.target.count, key="target.count"),
         )
+        for column in (*events.columns, *target.columns):
+            while isinstance(column.type, postgresql.DOMAIN):
+                column.type = column.type.data_type
         columns._check(spec)
         return columns
 
@@ -66,13 +77,6 @@ class Columns:
                 f"target.score: {_named(self.score)} is NOT NULL, but an item that lost its last event has no mean; "
                 "allow NULL, or use the formula bayesian"
             )
-
-
-def _column(table: sa.Table, name: str, *, key: str) -> sa.Column[Any]:
-    column = reflect.column(table, name, key=key)
-    while isinstance(column.type, postgresql.DOMAIN):
-        column.type = column.type.data_type  # what a domain is made of says what can be done with it
-    return column
 
 
 def _check_type(column: sa.Column[Any], types: tuple[type, ...], wanted: str, *, key: str) -> None:

@@ -140,4 +140,4 @@ class Drift:
 
     def _as_kept(self, exact: sa.ColumnElement[float]) -> sa.ColumnElement[Any]:
         # A NUMERIC column rounds: compared unrounded, its scores would be written anew in every run.
-        return sa.cast(exact, self.columns.score.type)
+        return sa.type_coerce(sa.cast(exact, self.columns.score_type), self.columns.score.type)

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from pydantic_core import ErrorDetails
@@ -59,7 +59,15 @@ class JobHeader(Spec):
     `"park"` leaves it for a person to decide."""
     overlap: Literal["skip", "queue"] = "skip"
     """What happens when the job is due while its last run still goes on: `"skip"` leaves this time out, `"queue"` lets
-    it wait for its turn."""
+    it wait for its turn. With `missed = "all"` only `"queue"` makes sense."""
+
+    @model_validator(mode="after")
+    def _catches_up_in_turn(self) -> Self:
+        if self.when is not None and self.when.missed == "all" and self.overlap == "skip":
+            raise ValueError(
+                'when.missed = "all" needs overlap = "queue": else only the first of them would run'
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

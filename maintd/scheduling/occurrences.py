@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from maintd.database import Database
-from maintd.errors import ClaimLost
+from maintd.errors import ClaimLost, JobFailed
 from maintd.ledger import jobs, misses, runs
 from maintd.ledger.jobs import StoredJob
 from maintd.ledger.misses import Miss
@@ -19,6 +21,8 @@ from maintd.ledger.states import RunState
 from maintd.scheduling.calendar import When, next_occurrence
 from maintd.scheduling.files import JobHeader
 from maintd.scheduling.policy import CatchUp, Missed, catch_up
+
+logger = logging.getLogger(__name__)
 
 #: Jobs in one transaction: a thousand due at once are a few short transactions and never one long one.
 CHUNK = 500
@@ -70,7 +74,8 @@ def _fire_chunk(
     connection: Connection, names: Sequence[str], *, now: datetime, queue_of: Callable[[str], str]
 ) -> Fired:
     """Decides about every job first, then writes it all down: runs, misses and cursors in a few statements."""
-    decided = [_decide(job, now=now) for job in jobs.some(connection, list(names)) if is_scheduled(job)]
+    scheduled = [job for job in jobs.some(connection, list(names)) if is_scheduled(job)]
+    decided = [one for job in scheduled if (one := _decide_or_pause(connection, job, now=now))]
     busy = runs.unfinished_jobs(connection, names)
     new = [run for one in decided for run in _new_runs(one, busy, now=now, queue_of=queue_of)]
     created = runs.create_all(connection, new, now=now)
@@ -104,6 +109,16 @@ class _Decision:
     header: JobHeader
     catch_up: CatchUp
     next_at: datetime | None
+
+
+def _decide_or_pause(connection: Connection, job: StoredJob, *, now: datetime) -> _Decision | None:
+    """A job that this version cannot read must not keep the others from firing, and must not fail unseen."""
+    try:
+        return _decide(job, now=now)
+    except JobFailed as error:
+        logger.error("job %s is paused: %s", job.name, error)
+        jobs.set_paused(connection, job.name, paused_at=now, reason=str(error))
+        return None
 
 
 def _decide(job: StoredJob, *, now: datetime) -> _Decision:
@@ -154,9 +169,19 @@ def is_scheduled(job: StoredJob) -> bool:
 
 
 def header_of(job: StoredJob) -> JobHeader:
-    """The common keys of a stored job."""
+    """The common keys of a stored job.
+
+    Raises:
+        JobFailed: It was stored by a version that knew other values.
+    """
     common = {key: value for key, value in job.spec.items() if key in JobHeader.model_fields}
-    return JobHeader.model_validate(common)
+    try:
+        return JobHeader.model_validate(common)
+    except ValidationError as error:
+        keys = ", ".join(".".join(str(part) for part in detail["loc"]) for detail in error.errors())
+        raise JobFailed(
+            f"this version of maintd cannot read how it was stored ({keys}); apply it again, then resume it"
+        ) from None
 
 
 def options_of(when: When | None) -> dict[str, Any]:

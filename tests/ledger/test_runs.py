@@ -115,9 +115,9 @@ def test_a_run_that_became_impossible_since_it_was_looked_for_is_not_taken(
     assert run_of(ledger, late).state is RunState.QUEUED
 
 
+# SQLite has one writer at a time.
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_claim_waits_for_nobody_who_is_claiming_another_job(ledger: Database) -> None:
-    if ledger.dialect == "sqlite":
-        pytest.skip("SQLite has one writer at a time")
     with ledger.write() as connection:
         for job in ("a", "b"):
             add_job(connection, job)

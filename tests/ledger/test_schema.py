@@ -126,9 +126,9 @@ def test_a_ledger_of_a_newer_version_wants_a_newer_maintd(database_url: str) -> 
         open_ledger(database_url)
 
 
+# A SQLite ledger is a file of its own.
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_the_ledger_keeps_to_a_schema_of_its_own(ledger: Database) -> None:
-    if ledger.dialect == "sqlite":
-        pytest.skip("a SQLite ledger is a file of its own")
     with ledger.read() as connection:
         everything = sa.inspect(connection).get_table_names(schema="public")
     assert everything == []

@@ -372,11 +372,11 @@ def test_values_are_kept_in_a_form_that_a_mail_can_use(
     }
 
 
+# SQLite has no such types.
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_the_richer_values_of_postgresql_are_kept_too(
     ledger: Database, source: Database, clock: HandClock
 ) -> None:
-    if ledger.dialect == "sqlite":
-        pytest.skip("SQLite has no such types")
     edition = edition_of(
         ledger,
         f"SELECT 1 AS id, 'a@example.org' AS email, {MORE_VALUES}",
@@ -437,7 +437,7 @@ def test_another_edition_of_the_same_period_is_one_of_its_own(
     first = enrolled(edition_of(ledger, sql), ledger, source, clock).campaign
     asked = edition_of(ledger, sql)
     with ledger.read() as connection:
-        name = campaigns.free_edition(connection, job="hello", edition="one", run_id=asked.run_id)
+        name = campaigns.free_edition(connection, job="hello", edition="one")
     second = enrolled(replace(asked, name=name), ledger, source, clock)
     assert (second.campaign.name, second.resumed) == ("hello/one+2", False)
     assert [tallied(ledger, each.id) for each in (first, second.campaign)] == [{PENDING: 5}] * 2
@@ -510,19 +510,17 @@ def test_whoever_lost_the_claim_writes_nothing_into_what_its_successor_enrolled(
     assert tallied(ledger, successor.id) == {PENDING: 25}
 
 
-def test_an_enrolment_that_is_not_held_could_write_into_its_successors(
+def test_nothing_is_added_to_an_audience_that_was_enrolled_by_somebody_else(
     ledger: Database, source: Database, clock: HandClock, small_chunks: None
 ) -> None:
-    """What the hold is for: without it the deliveries of two enrolments collide."""
     sql = rows_sql(people(25))
-    taken: list[bool] = []
+    successors: list[Campaign] = []
 
     def take_over(read: int) -> None:
-        if not taken:
-            taken.append(True)
-            enrolled(edition_of(ledger, sql), ledger, source, clock)
+        successors.append(enrolled(edition_of(ledger, sql), ledger, source, clock).campaign)
 
-    enrolled(edition_of(ledger, sql), ledger, source, clock, progress=take_over)
-    campaign = found(ledger)
-    assert campaign is not None
-    assert campaign.audience > 25
+    with pytest.raises(JobFailed):
+        enrolled(edition_of(ledger, sql), ledger, source, clock, progress=take_over)
+    (successor,) = successors
+    assert campaign_of(ledger, successor.id) == successor
+    assert tallied(ledger, successor.id) == {PENDING: 25}

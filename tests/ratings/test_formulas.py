@@ -122,6 +122,16 @@ def test_the_database_gives_the_known_values(database_url: str) -> None:
     database.dispose()
 
 
+def test_the_database_gives_an_item_without_events_no_mean_the_prior_or_zero(database_url: str) -> None:
+    database = Database(database_url, name="source app")
+    bayes = Bayesian(name="bayesian", prior_weight=3)
+    share = Wilson(name="wilson", positive_from=4)
+    for formula, expected in ((MEAN, None), (bayes, 0.1), (share, 0.0)):
+        assert in_database(database, formula, [(0, 0)], prior_mean=0.1) == [expected]
+    assert in_database(database, bayes, [(0, 0)], prior_mean=None) == [None]
+    database.dispose()
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sums=st.lists(sums_and_counts, min_size=1, max_size=20),

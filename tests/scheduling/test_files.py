@@ -8,10 +8,11 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from maintd.errors import Problems
 from maintd.scheduling.calendar import When
@@ -332,8 +333,16 @@ whens = st.one_of(
         anchor=st.datetimes().map(lambda at: at.replace(microsecond=0).isoformat() + "Z"),
     ),
 )
+
+
+def header(when: When | None, overlap: str, **keys: Any) -> JobHeader:
+    """A header that may be: what catches up on all of it waits for its turn."""
+    in_turn = when is not None and when.missed == "all"
+    return JobHeader(when=when, overlap="queue" if in_turn else overlap, **keys)
+
+
 headers = st.builds(
-    JobHeader,
+    header,
     kind=st.just("mail"),
     description=st.text(),
     enabled=st.booleans(),
@@ -443,7 +452,6 @@ def test_every_reference_of_the_schema_leads_somewhere() -> None:
 
 
 def test_the_schema_is_valid_and_agrees_with_the_reader(jobs_dir: Path) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     schema = json_schema(KINDS)
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
@@ -452,3 +460,10 @@ def test_the_schema_is_valid_and_agrees_with_the_reader(jobs_dir: Path) -> None:
     validator.validate(stored)
     assert not validator.is_valid({"x": {"kind": "cleanup.rows", "timout": "5 s"}})
     assert not validator.is_valid({"x": {"kind": "mail"}})
+
+
+def test_catching_up_on_everything_has_to_wait_in_turn() -> None:
+    when = When(cron="* * * * *", missed="all")
+    with pytest.raises(ValidationError, match='needs overlap = "queue"'):
+        JobHeader(kind="mail", when=when)
+    assert JobHeader(kind="mail", when=when, overlap="queue").overlap == "queue"

@@ -230,3 +230,15 @@ def test_a_job_runs_once_in_the_night_that_has_an_hour_twice_and_once_in_the_one
         ("2026-10-26T02:30[Europe/Berlin]", datetime(2026, 10, 26, 1, 30, tzinfo=UTC)),
     ]
     assert misses_of(ledger) == []
+
+
+def test_a_job_that_cannot_be_read_is_paused_with_the_reason_and_keeps_no_other_from_firing(
+    ledger: Database,
+) -> None:
+    add(ledger, "broken", overlap="sometimes")
+    add(ledger, "sound")
+    assert fired(ledger, now=NOW + MINUTE, names=["broken", "sound"]).created == 1
+    broken = job_of(ledger, "broken")
+    assert (broken.paused_at, broken.cursor_at) == (NOW + MINUTE, NOW)
+    assert "overlap" in (broken.pause_reason or "")
+    assert len(runs_of(ledger, "sound")) == 1
