@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from maintd.database import Database
 from maintd.execution import kinds
 from maintd.execution.kinds import Work
@@ -16,7 +18,8 @@ SPEC = CampaignSpec(once_per="month", source="app", audience=AudienceSpec(sql="x
 
 def edition_of(runtime: Runtime, run_id: int, claim: runs.Claim) -> str:
     work = Work(
-        run=run_of(runtime.ledger, run_id),
+        # The campaign's own run holds the job's place, so this one was made under another name.
+        run=replace(run_of(runtime.ledger, run_id), job="hello"),
         job=Job(name="hello", header=JobHeader(kind="campaign"), spec=SPEC),
         files={},
         runtime=runtime,
