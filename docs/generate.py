@@ -25,7 +25,7 @@ from maintd.execution.kinds import SPECS
 from maintd.ledger.states import RUN_MOVES, RunState
 from maintd.samples import SCHEDULES, sample_directory
 from maintd.scheduling.calendar import Instant, When
-from maintd.scheduling.files import JobHeader, Retry
+from maintd.scheduling.job import JobHeader, Retry
 from maintd.spec import Duration, Spec
 
 DOCS = Path(__file__).parent

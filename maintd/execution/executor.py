@@ -22,7 +22,8 @@ from maintd.ledger import jobs, runs
 from maintd.ledger.jobs import StoredJob
 from maintd.ledger.runs import Claim, Run
 from maintd.ledger.states import RunState
-from maintd.scheduling.files import Job, load
+from maintd.scheduling.files import load
+from maintd.scheduling.job import Job
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from maintd.mail.enrol import Edition, check_columns, enrol
 from maintd.mail.templates import compile_bundle
 from maintd.ratings import recompute
 from maintd.ratings.spec import RatingsSpec
-from maintd.scheduling.files import Job
+from maintd.scheduling.job import Job
 from maintd.spec import Spec
 
 

@@ -11,7 +11,8 @@ from maintd.execution.kinds import KINDS, SPECS
 from maintd.execution.pipelines import PipelineSpec
 from maintd.execution.runtime import Runtime
 from maintd.scheduling.apply import Prepared
-from maintd.scheduling.files import Job, read_jobs
+from maintd.scheduling.files import read_jobs
+from maintd.scheduling.job import Job
 
 
 def read_project(settings: Settings) -> list[Prepared]:

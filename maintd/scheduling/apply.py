@@ -17,7 +17,8 @@ from maintd.database import Database
 from maintd.ledger import jobs, runs
 from maintd.ledger.jobs import StoredJob
 from maintd.scheduling.calendar import next_occurrence
-from maintd.scheduling.files import Job, dump
+from maintd.scheduling.files import dump
+from maintd.scheduling.job import Job
 
 
 class Move(StrEnum):

@@ -19,7 +19,7 @@ from maintd.ledger.misses import Miss
 from maintd.ledger.runs import NewRun
 from maintd.ledger.states import RunState
 from maintd.scheduling.calendar import When, next_occurrence
-from maintd.scheduling.files import JobHeader
+from maintd.scheduling.job import JobHeader
 from maintd.scheduling.policy import CatchUp, Missed, catch_up
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from maintd.execution.kinds import Work
 from maintd.execution.runtime import Runtime
 from maintd.ledger import runs
 from maintd.mail.campaign import AudienceSpec, CampaignSpec
-from maintd.scheduling.files import Job, JobHeader
+from maintd.scheduling.job import Job, JobHeader
 from tests.ledgers import add_campaign, add_job, add_run, claim_run, run_of
 
 SPEC = CampaignSpec(once_per="month", source="app", audience=AudienceSpec(sql="x.sql"), template="hello")

@@ -16,7 +16,8 @@ from pydantic import Field, ValidationError
 
 from maintd.errors import Problems
 from maintd.scheduling.calendar import When
-from maintd.scheduling.files import Job, JobHeader, Retry, dump, json_schema, load, read_jobs
+from maintd.scheduling.files import dump, json_schema, load, read_jobs
+from maintd.scheduling.job import Job, JobHeader, Retry
 from maintd.spec import Duration, Size, Spec
 
 
