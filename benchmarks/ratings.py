@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from maintd.database import Database
-from maintd.ratings.recompute import RatingsSpec, recompute
+from maintd.ratings.recompute import recompute
+from maintd.ratings.spec import RatingsSpec
 
 BUDGET = 1.2
 ROUNDS = 7
@@ -37,7 +38,7 @@ FORMULAS: tuple[dict[str, object], ...] = (
     {"name": "bayesian", "prior_weight": 25},
     {"name": "wilson", "positive_from": 4},
 )
-BARE = "SELECT max(score) FROM (SELECT avg(stars) AS score, count(*) FROM rating GROUP BY title_id) AS scores"
+BARE = "SELECT max(score) FROM (SELECT avg({}) AS score, count(*) FROM rating GROUP BY title_id) AS scores"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +120,11 @@ def measure(database: Database, *, formula: dict[str, object], values: str) -> R
         "target": {"table": "title_score", "item": "title_id", "score": "score", "count": "votes"},
     })  # fmt: skip
 
+    summand = "CASE WHEN stars >= 4 THEN 1 ELSE 0 END" if spec.formula.name == "wilson" else "stars"
+
     def bare() -> None:
         with database.read() as connection:
-            connection.exec_driver_sql(BARE).all()
+            connection.exec_driver_sql(BARE.format(summand)).all()
 
     with database.write() as connection:
         connection.exec_driver_sql("DELETE FROM title_score")

@@ -23,7 +23,8 @@ import sqlalchemy as sa
 from maintd.broker.app import make_app
 from maintd.broker.beat import LedgerScheduler
 from maintd.clock import SystemClock
-from maintd.config.settings import Settings, load_settings
+from maintd.config.load import load_settings
+from maintd.config.settings import Settings
 from maintd.execution.kinds import KINDS, SPECS
 from maintd.execution.runtime import Runtime, open_runtime
 from maintd.keyspace import Keyspace, redis_url_of

@@ -20,13 +20,13 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from maintd.cli import cli
-from maintd.config.settings import reference
+from maintd.config.reference import reference
 from maintd.execution.kinds import SPECS
 from maintd.ledger.states import RUN_MOVES, RunState
 from maintd.samples import SCHEDULES, sample_directory
-from maintd.scheduling.calendar import Instant, When
+from maintd.scheduling.calendar import When
 from maintd.scheduling.job import JobHeader, Retry
-from maintd.spec import Duration, Spec
+from maintd.spec import Duration, Spec, ZonedInstant
 
 DOCS = Path(__file__).parent
 
@@ -189,7 +189,7 @@ def _default(info: FieldInfo) -> str:
         return "its defaults"
     if info.default in (None, ""):
         return "none"
-    form: Any = {timedelta: Duration, datetime: Instant}.get(type(info.default), Any)
+    form: Any = {timedelta: Duration, datetime: ZonedInstant}.get(type(info.default), Any)
     return f"`{json.dumps(TypeAdapter(form).dump_python(info.default, mode='json'))}`"
 
 

@@ -11,7 +11,8 @@ import contextlib
 
 from maintd.broker.wake import open_wake
 from maintd.clock import SystemClock
-from maintd.config.settings import Settings, from_process
+from maintd.config.load import from_process
+from maintd.config.settings import Settings
 from maintd.execution import trigger as execution
 from maintd.execution.queues import Queue
 from maintd.execution.runtime import open_runtime

@@ -3,19 +3,24 @@
 SQLite: every write transaction is `BEGIN IMMEDIATE` (a deferred one that upgrades fails at once, whatever the busy
 timeout), with `synchronous=FULL`; in maintd's own files WAL. PostgreSQL: settings ride in each transaction (`SET
 LOCAL`), so a PgBouncer in transaction mode may stand between.
+
+Nobody waits for ever for somebody who is gone: a silent server is given up, and on the ledger no transaction stands
+idle or waits for a lock for long.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import sqlite3
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from maintd.errors import Problem, Problems, Unavailable
@@ -23,10 +28,27 @@ from maintd.errors import Problem, Problems, Unavailable
 Dialect = Literal["sqlite", "postgresql"]
 
 _BUSY_TIMEOUT_MS = 30_000
+# A host that is gone says nothing. After half a minute without a sign of life libpq gives the connection up; on a Unix
+# socket these mean nothing to it.
+_KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+# Longer than any transaction on the ledger takes that makes progress.
+_LOCK_TIMEOUT = timedelta(seconds=5)
 # SQLSTATE classes and codes by which PostgreSQL says "not now" rather than "wrong": connection exceptions, a lost
-# race with another transaction, too many connections, shutting down, crashed, starting up, idle session ended.
-_AWAY_STATES = ("08", "40", "53300", "57P01", "57P02", "57P03", "57P05")
+# race with another transaction, too many connections, shutting down, crashed, starting up, idle transaction or session
+# ended.
+_AWAY_STATES = ("08", "40", "53300", "57P01", "57P02", "57P03", "25P03", "57P05")
 _AWAY_WORDS = ("unable to open database file", "database is locked", "disk i/o error")
+# Cancelled by a timeout, of the statement or of its wait for a lock. An application's tables may be too big for a
+# statement, however often it is tried; maintd's own statements are short, so somebody else holds them up.
+_SLOW_STATES = ("57014", "55P03")
+_INTERRUPTED = "interrupted"
+# Of SQLite's virtual machine, between two looks at the time: well below a millisecond.
+_LOOK_EVERY = 10_000
 
 
 class Database:
@@ -45,16 +67,19 @@ class Database:
         owned: bool = False,
         schema: str | None = None,
         statement_timeout: timedelta | None = None,
+        idle_timeout: timedelta | None = None,
     ) -> None:
         """Prepares the connection; nothing is opened before the first use.
 
         Args:
             url: `sqlite:///path`, `postgresql://…` or `postgres://…`.
             name: What to call it in errors.
-            owned: SQLite only: the file is maintd's own, so its journal may be set to WAL. An application's file keeps
-                the journal its owner chose.
+            owned: It is maintd's own. A SQLite file's journal may then be set to WAL (an application's file keeps the
+                one its owner chose), and a statement that takes too long is worth another try.
             schema: PostgreSQL only: the schema of tables that name none.
-            statement_timeout: PostgreSQL only: no statement runs longer.
+            statement_timeout: No statement runs longer.
+            idle_timeout: PostgreSQL only: the server ends a transaction that stands idle for so long, because its
+                process was stopped or its host is lost; and none waits longer than 5 s for a lock.
 
         Raises:
             Problems: The URL is not one of a supported database, or its driver is not installed.
@@ -65,6 +90,7 @@ class Database:
         self._owned = owned
         self._schema = schema
         self._statement_timeout = statement_timeout
+        self._idle_timeout = idle_timeout
         self.engine = self._engine()
 
     def __repr__(self) -> str:
@@ -76,19 +102,37 @@ class Database:
         return self.url.render_as_string(hide_password=True)
 
     def _engine(self) -> Engine:
-        if self.dialect == "sqlite":
-            engine = sa.create_engine(
-                self.url, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
-            )
-            sa.event.listen(engine, "connect", self._prepare_sqlite)
-            sa.event.listen(engine, "begin", _begin_sqlite)
-            return engine
+        engine = self._sqlite_engine() if self.dialect == "sqlite" else self._postgresql_engine()
+        sa.event.listen(engine, "handle_error", _keep_rows_out)
+        return engine
+
+    def _sqlite_engine(self) -> Engine:
         engine = sa.create_engine(
             self.url,
+            hide_parameters=True,
+            connect_args={
+                "timeout": _BUSY_TIMEOUT_MS / 1000,
+                "check_same_thread": False,
+                "factory": _TimedConnection,
+            },
+        )
+        sa.event.listen(engine, "connect", self._prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _postgresql_engine(self) -> Engine:
+        engine = sa.create_engine(
+            self.url,
+            hide_parameters=True,
             pool_size=4,
             max_overflow=4,
             pool_pre_ping=True,
-            connect_args={"prepare_threshold": None, "connect_timeout": 10, "application_name": "maintd"},
+            connect_args={
+                "prepare_threshold": None,
+                "connect_timeout": 10,
+                "application_name": "maintd",
+                **_KEEPALIVE,
+            },
             execution_options={"schema_translate_map": {None: self._schema}} if self._schema else {},
         )
         sa.event.listen(engine, "begin", self._begin_postgresql)
@@ -96,6 +140,7 @@ class Database:
 
     def _prepare_sqlite(self, connection: Any, _record: object) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own
+        connection.statement_timeout = self._statement_timeout
         journal = ["journal_mode = WAL"] if self._owned else []
         for pragma in (*journal, "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}").close()
@@ -108,10 +153,13 @@ class Database:
         settings = ["SET LOCAL synchronous_commit = on", "SET LOCAL TIME ZONE 'UTC'"]
         if connection.get_execution_options().get("maintd_read_only"):
             settings.append("SET TRANSACTION READ ONLY")
-        if self._statement_timeout is not None:
-            settings.append(
-                f"SET LOCAL statement_timeout = {int(self._statement_timeout.total_seconds() * 1000)}"
-            )
+        timeouts = {"statement_timeout": self._statement_timeout}
+        if self._idle_timeout is not None:
+            timeouts |= {
+                "idle_in_transaction_session_timeout": self._idle_timeout,
+                "lock_timeout": _LOCK_TIMEOUT,
+            }
+        settings += [f"SET LOCAL {name} = {_ms(value)}" for name, value in timeouts.items() if value]
         connection.exec_driver_sql("; ".join(settings))
 
     @contextlib.contextmanager
@@ -146,11 +194,11 @@ class Database:
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError) as error:
-            if not is_away(error):
+        except DBAPIError as error:  # an idle transaction's end is an InternalError
+            slow = self._owned and _is_slow(error)
+            if not (slow or is_away(error)):
                 raise
-            lost = "gave way to another transaction, which can be tried again"
-            what = lost if _gave_way(error) else "does not answer"
+            what = "does not answer in time" if slow else _why_away(error)
             raise Unavailable(f"the {self.name} ({self.where}) {what}: {first_line(error)}") from error
 
     def dispose(self) -> None:
@@ -185,24 +233,103 @@ def is_away(error: DBAPIError) -> bool:
     """Whether the database did not answer, as against: it answered that the statement is wrong."""
     if error.connection_invalidated:
         return True
-    state = getattr(error.orig, "sqlstate", None)
-    if state is not None:
-        return str(state).startswith(_AWAY_STATES)
+    if state := _state(error):
+        return state.startswith(_AWAY_STATES)
     words = str(error.orig).lower()
-    if type(error.orig).__module__.startswith("sqlite3"):
+    if isinstance(error.orig, sqlite3.Error):
         return any(word in words for word in _AWAY_WORDS)
-    return True  # psycopg gives no SQLSTATE when the connection itself failed
+    # psycopg gives no SQLSTATE when the connection itself failed, nor when it refuses a value by itself.
+    return isinstance(error, OperationalError | InterfaceError)
 
 
-def _gave_way(error: DBAPIError) -> bool:
-    """Whether a transaction lost against another (SQLSTATE class 40: deadlock, serialization failure)."""
-    return str(getattr(error.orig, "sqlstate", None) or "").startswith("40")
+def _is_slow(error: DBAPIError) -> bool:
+    """Whether the database gave a statement up because of its own time limits."""
+    if isinstance(error.orig, sqlite3.Error):
+        return str(error.orig).startswith(_INTERRUPTED)
+    return _state(error) in _SLOW_STATES
+
+
+def _why_away(error: DBAPIError) -> str:
+    gave_way = _state(error).startswith("40")  # deadlock, serialization failure
+    return "gave way to another transaction, which can be tried again" if gave_way else "does not answer"
+
+
+def _state(error: DBAPIError) -> str:
+    """The SQLSTATE; empty if there is none, as on SQLite."""
+    return str(getattr(error.orig, "sqlstate", None) or "")
 
 
 def first_line(error: BaseException) -> str:
     """What a driver said, in one line, without the statement and its parameters."""
     original = getattr(error, "orig", None) or error
     return (str(original).strip().splitlines() or [type(original).__name__])[0]
+
+
+def _keep_rows_out(context: ExceptionContext) -> None:
+    """Cuts an error's text to its first line: behind it PostgreSQL may quote the whole row that it refused."""
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None:
+            error.args = tuple(_cut(part) if isinstance(part, str) else part for part in error.args)
+
+
+def _cut(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+def _ms(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)
+
+
+class _TimedConnection(sqlite3.Connection):
+    """Gives SQLite the statement timeout that it does not have."""
+
+    statement_timeout: timedelta | None = None
+
+    def cursor(self, factory: Any = None) -> Any:
+        return super().cursor(factory or _TimedCursor)
+
+    @contextlib.contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Interrupts the block when it keeps the database busy for longer than the statement timeout."""
+        if self.statement_timeout is None:
+            yield
+            return
+        until_s = time.monotonic() + self.statement_timeout.total_seconds()
+        self.set_progress_handler(lambda: time.monotonic() > until_s, _LOOK_EVERY)
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if str(error) != _INTERRUPTED:
+                raise
+            raise sqlite3.OperationalError(f"{_INTERRUPTED} due to statement timeout") from error
+        finally:
+            self.set_progress_handler(None, 0)
+
+
+class _TimedCursor(sqlite3.Cursor):
+    """Each fetch has the whole time, as on PostgreSQL: between two of them a reader may take as long as it likes."""
+
+    connection: _TimedConnection
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
+        with self.connection.in_time():
+            return super().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Any, /) -> Self:
+        with self.connection.in_time():
+            return super().executemany(sql, parameters)
+
+    def fetchone(self) -> Any:
+        with self.connection.in_time():
+            return super().fetchone()
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        with self.connection.in_time():
+            return super().fetchmany(self.arraysize if size is None else size)
+
+    def fetchall(self) -> list[Any]:
+        with self.connection.in_time():
+            return super().fetchall()
 
 
 def _begin_sqlite(connection: Connection) -> None:

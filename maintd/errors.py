@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+_LISTED = 10
+
 
 class ExitCode(IntEnum):
     """What a `maintd` command's exit status means. Documented and stable."""
@@ -79,10 +81,21 @@ class Problems(MaintdError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-def did_you_mean(wrong: str, names: Iterable[str]) -> str:
-    """Returns `did you mean "x"?` for the nearest of `names`, else the list of them (empty if there are none)."""
+def did_you_mean(wrong: str, names: Iterable[str], *, listing: bool = True) -> str:
+    """Returns `did you mean "x"?` for the nearest of `names`, else the first of them, else nothing.
+
+    Args:
+        wrong: What was given.
+        names: What there is.
+        listing: Whether the names are listed where none is near.
+    """
     known = sorted(names)
     near = difflib.get_close_matches(wrong, known, n=1)
     if near:
         return f'did you mean "{near[0]}"?'
-    return f"known: {', '.join(known)}" if known else ""
+    return f"known: {_listed(known)}" if known and listing else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f", … and {rest:,} more" if rest > 0 else "")

@@ -29,6 +29,13 @@ SCHEDULE = f"{REDBEAT_PREFIX}:schedule"
 LOCK = f"{REDBEAT_PREFIX}:lock"
 MIRROR = f"{REDBEAT_PREFIX}:mirror"
 
+# What Redis says itself, as against nothing at all: read-only, out of memory, still loading, wrong password.
+_REFUSALS = (
+    redis.ResponseError,
+    redis.BusyLoadingError,
+    redis.AuthenticationError,
+    redis.exceptions.AuthorizationError,
+)
 _CONNECT_TIMEOUT_S = 5
 _ANSWER_TIMEOUT_S = 10
 _MIRROR_CHUNK = 500
@@ -110,11 +117,11 @@ class Keyspace:
 
     def maxmemory_policy(self) -> str:
         """What Redis does when its memory is full; empty when it will not say."""
-        try:
-            with _answering():
+        with _answering():
+            try:
                 return str(self._client.info("memory").get("maxmemory_policy", ""))
-        except redis.ResponseError:  # an access list (ACL) forbids INFO
-            return ""
+            except redis.ResponseError:  # an access list (ACL) forbids INFO
+                return ""
 
     def queue_length(self, queue: str) -> int:
         """Wake tokens waiting in a queue."""
@@ -204,7 +211,9 @@ class Keyspace:
 def _answering() -> Iterator[None]:
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError) as error:
+    except _REFUSALS as error:
+        raise Unavailable(f"Redis refuses: {error}") from error
+    except (redis.RedisError, OSError) as error:
         raise Unavailable(f"Redis does not answer: {error}") from error
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 
-from maintd.units import format_duration, parse_duration, parse_size
+from maintd.units import format_duration, parse_duration
 
 
 class Spec(BaseModel):
@@ -27,18 +27,27 @@ def _duration(value: Any) -> timedelta:
     return parse_duration(value)
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if not isinstance(value, str):
-        raise ValueError('a size is a text with a unit, such as "512 MiB"')
-    return parse_size(value)
-
-
 def _exact_duration(value: timedelta) -> str:
     total_ms = round(value.total_seconds() * 1000)
     text = format_duration(value)
     return text if parse_duration(text) == value else f"{total_ms} ms"
+
+
+def _instant(value: Any) -> datetime:
+    try:
+        instant = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+        in_utc = instant.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError('not an instant; write it like "2026-01-01T06:00:00Z"') from None
+    if instant.tzinfo is None:
+        raise ValueError(
+            'an instant needs its offset from UTC, such as the Z at the end of "2026-01-01T06:00:00Z"'
+        )
+    return in_utc
+
+
+def _written(instant: datetime) -> str:
+    return instant.isoformat().replace("+00:00", "Z")
 
 
 Duration = Annotated[
@@ -49,7 +58,10 @@ Duration = Annotated[
 ]
 """A length of time, written with its unit."""
 
-Size = Annotated[
-    int, BeforeValidator(_size), WithJsonSchema({"type": "string", "examples": ["512 MiB", "5 GB"]})
+ZonedInstant = Annotated[
+    datetime,
+    BeforeValidator(_instant),
+    PlainSerializer(_written, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-01T06:00:00Z"]}),
 ]
-"""A number of bytes, written with its unit."""
+"""A point in time, written in ISO 8601 with its offset from UTC."""

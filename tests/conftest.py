@@ -12,6 +12,8 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import settings
 
+pytest_plugins = ["tests.ledgers"]
+
 settings.register_profile("maintd", deadline=None, derandomize=True)
 settings.load_profile("maintd")
 

@@ -229,7 +229,7 @@ def claim_batch(
 ) -> batches.Batch | None:
     """Claims the next batch of a campaign."""
     with ledger.write() as connection:
-        return batches.claim(connection, campaign.id, size=size, token=token, owner="host:1", now=NOW)
+        return batches.claim(connection, campaign.id, size=size, token=token, owner="host:1")
 
 
 def campaign_of(ledger: Database, campaign_id: int) -> Campaign:

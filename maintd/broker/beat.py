@@ -155,7 +155,7 @@ class LedgerScheduler(RedBeatScheduler):
     def _fire(self, names: list[str], *, now: datetime) -> None:
         if not names:
             return
-        fired = fire(self._runtime.ledger, names, now=now, queue_of=lambda kind: KINDS[kind].queue)
+        fired = fire(self._runtime.ledger, names, now=now, queue_of=_queue_of)
         self._keyspace.reschedule(self._leadership.token, fired.next_at)
         if fired.created:
             logger.info("%d runs are due", fired.created)
@@ -185,6 +185,11 @@ class LedgerScheduler(RedBeatScheduler):
         if self._trouble and not trouble:
             logger.info("it is over: %s", self._trouble)
         self._trouble = trouble
+
+
+def _queue_of(kind: str) -> Queue | None:
+    known = KINDS.get(kind)
+    return known.queue if known else None
 
 
 class Leadership:
@@ -242,7 +247,7 @@ class Leadership:
                 continue
             try:
                 renewed = self._keyspace.renew_lock(self.token, ttl=self._ttl)
-            except Unavailable as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, without this thread nobody renews any more
                 logger.warning("cannot renew the leader's lock: %s", error)
                 continue
             self._held_until_s = now_s + ttl_s if renewed else 0.0

@@ -7,8 +7,10 @@ from typing import NoReturn
 
 import click
 
+from maintd.cli.command import Command
 from maintd.cli.context import Context, pass_context
-from maintd.cli.output import json_option, print_json, print_problems, print_table
+from maintd.cli.output import print_json, print_problems, print_table
+from maintd.cli.parameters import json_option
 from maintd.cli.starter import starter_files, write_new
 from maintd.errors import ExitCode, Problems
 from maintd.execution.check import Checked, Verdict, check
@@ -19,7 +21,7 @@ from maintd.scheduling.files import json_schema
 from maintd.supervise.embedded import server_program
 
 
-@click.command()
+@click.command(cls=Command, exits={0: "written", 1: "a file is there already; nothing was written"})
 @click.argument(
     "directory", default=".", type=click.Path(file_okay=False, path_type=Path), metavar="[DIRECTORY]"
 )
@@ -30,23 +32,20 @@ def init(directory: Path) -> None:
 
     \b
     Example: maintd init /srv/maintd && cd /srv/maintd && maintd migrate && maintd check
-
-    \b
-    Exit codes: 0 written · 1 a file is there already; nothing was written.
     """
     files = starter_files()
     write_new(files, into=directory)
     for name in files:
         click.echo(directory / name)
     click.echo(
-        "Every job is disabled. Next: maintd.env, then `maintd migrate`, `maintd check`, `maintd apply`."
+        "every job is disabled; next: maintd.env, then `maintd migrate`, `maintd check`, `maintd apply`"
     )
 
 
-@click.command()
+@click.command(cls=Command, exits={1: "something is wrong with the settings"})
 @json_option
 @pass_context
-def settings(context: Context, as_json: bool) -> None:  # noqa: FBT001 - click passes options by name
+def settings(context: Context, *, as_json: bool) -> None:
     """Show every setting, its value and where it came from.
 
     Passwords are masked. The first place that gives a setting wins: environment, credential, env file, default.
@@ -54,9 +53,6 @@ def settings(context: Context, as_json: bool) -> None:  # noqa: FBT001 - click p
     \b
     Example: maintd settings
              maintd --env-file /etc/maintd/maintd.env settings --json
-
-    \b
-    Exit codes: 0 · 1 something is wrong with the settings.
     """
     rows = context.settings.public()
     if as_json:
@@ -65,7 +61,7 @@ def settings(context: Context, as_json: bool) -> None:  # noqa: FBT001 - click p
         print_table(("NAME", "VALUE", "CAME FROM"), rows, empty="there are no settings")
 
 
-@click.command()
+@click.command(cls=Command, exits={1: "the database refuses", 69: "it does not answer"})
 @pass_context
 def migrate(context: Context) -> None:
     """Make the ledger, or bring it to the schema of this version.
@@ -74,9 +70,6 @@ def migrate(context: Context) -> None:
 
     \b
     Example: maintd migrate
-
-    \b
-    Exit codes: 0 · 1 the database refuses · 69 it does not answer.
     """
     url = context.settings.database_url.get_secret_value()
     before, after = migrate_ledger(url)
@@ -85,11 +78,15 @@ def migrate(context: Context) -> None:
     click.echo(f"ledger {where}: schema {after} ({change})")
 
 
-@click.command(name="check")
+@click.command(
+    "check",
+    cls=Command,
+    exits={0: "all is well", 1: "something is wrong", 69: "nothing is wrong but a service does not answer"},
+)
 @click.option("--offline", is_flag=True, help="Look at files only: no database, no Redis, no relay.")
 @json_option
 @pass_context
-def check_(context: Context, offline: bool, as_json: bool) -> None:  # noqa: FBT001
+def check_(context: Context, *, offline: bool, as_json: bool) -> None:
     """Look at everything once: settings, job files, templates, ledger, Redis, sources, relay.
 
     Every job is held against its source: tables, columns, statements. Nothing is written and no mail is sent; the
@@ -98,9 +95,6 @@ def check_(context: Context, offline: bool, as_json: bool) -> None:  # noqa: FBT
     \b
     Example: maintd check
              maintd check --offline --json
-
-    \b
-    Exit codes: 0 all is well · 1 something is wrong · 69 nothing is wrong but a service does not answer.
     """
     found = _checked(context, offline=offline)
     if as_json:
@@ -137,18 +131,12 @@ def _exit(verdicts: set[Verdict]) -> NoReturn:
     raise click.exceptions.Exit(code)
 
 
-@click.command()
+@click.command(cls=Command)
 def schema() -> None:
     """Print the JSON Schema of job files, with which editors complete and explain keys.
 
     \b
     Example: maintd schema > schedules/.schema.json
              (and as the first line of a job file: #:schema ./.schema.json)
-
-    \b
-    Exit codes: 0.
     """
     print_json(json_schema(SPECS))
-
-
-COMMANDS: list[click.Command] = [init, settings, migrate, check_, schema]

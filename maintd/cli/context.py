@@ -11,12 +11,13 @@ import click
 
 from maintd import log
 from maintd.clock import SystemClock
-from maintd.config.settings import Settings, from_process
+from maintd.config.load import from_process
+from maintd.config.settings import Settings
 from maintd.execution.runtime import Runtime, open_runtime
 
 
 class Context:
-    """Made once for each command line; `@click.pass_obj` hands it to the command."""
+    """Made once for each command line; `@pass_context` hands it to the command."""
 
     def __init__(self, *, env_file: Path | None) -> None:
         self.env_file = env_file

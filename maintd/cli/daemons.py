@@ -16,8 +16,9 @@ from maintd.broker.app import make_app
 from maintd.broker.beat import run_beat
 from maintd.broker.wake import CeleryWake
 from maintd.broker.worker import run_worker
+from maintd.cli.command import Command
 from maintd.cli.context import Context, pass_context
-from maintd.config.settings import bare_environment
+from maintd.config.load import bare_environment
 from maintd.errors import Unavailable, did_you_mean
 from maintd.execution.queues import Queue
 from maintd.execution.runtime import Runtime
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 _ASK_AGAIN_S = 2.0
 
 
-@click.command()
+@click.command(cls=Command, exits={0: "stopped with Ctrl-C or SIGTERM"})
 @pass_context
 def beat(context: Context) -> None:
     """Watch the calendar: queue what is due and make good what was lost.
@@ -63,7 +64,7 @@ class _Queues(click.ParamType[tuple[Queue, ...]]):
         return tuple(Queue(name) for name in names)
 
 
-@click.command()
+@click.command(cls=Command, exits={0: "stopped with Ctrl-C or SIGTERM"})
 @click.option(
     "--queues", type=_Queues(), default=tuple(Queue), help="Take work of these queues only; all without it."
 )
@@ -71,7 +72,7 @@ class _Queues(click.ParamType[tuple[Queue, ...]]):
     "--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="How many processes."
 )
 @pass_context
-def worker(context: Context, queues: tuple[Queue, ...], processes: int) -> None:
+def worker(context: Context, *, queues: tuple[Queue, ...], processes: int) -> None:
     """Take work: clean up, recompute, send mail.
 
     Any number may run, on any host. Mail wants processes of its own, so that nothing else holds it up.
@@ -90,7 +91,14 @@ def worker(context: Context, queues: tuple[Queue, ...], processes: int) -> None:
             run_worker(app, runtime=runtime, wake=CeleryWake(app, keyspace, runtime.settings), queues=queues)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    exits={
+        0: "stopped with Ctrl-C or SIGTERM",
+        1: "the job files are wrong, or another one holds the state directory",
+        69: "the ledger or Redis does not answer",
+    },
+)
 @pass_context
 def up(context: Context) -> None:
     """Run everything in one supervised tree: beat, workers, mail and, without MAINTD_REDIS_URL, a Redis.
@@ -145,6 +153,3 @@ def _patient_runtime(context: Context) -> Iterator[Runtime]:
                 logger.warning("%s; asking again in %g s", error, _ASK_AGAIN_S)
                 threading.Event().wait(_ASK_AGAIN_S)
         yield runtime
-
-
-COMMANDS: list[click.Command] = [beat, worker, up]

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from maintd import log
+from maintd.cli.command import Command
 from maintd.cli.context import Context, pass_context
 from maintd.cli.output import print_json, print_pairs
+from maintd.cli.parameters import json_option
 from maintd.demo.movielens import read_movielens
 from maintd.demo.run import CONNECTIONS, Options, Report, run
 from maintd.errors import ExitCode, UsageError
@@ -22,7 +24,10 @@ from maintd.errors import ExitCode, UsageError
 _MOST_RATINGS = 1_000_000
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    exits={0: "everybody was mailed once", 1: "a duplicate, somebody missing, or a step that failed"},
+)
 @click.option("--seed", default=1, show_default=True, help="Equal seeds give equal data and kills.")
 @click.option(
     "--users", type=click.IntRange(100, 1_000_000), default=2000, show_default=True, help="How many users."
@@ -35,13 +40,14 @@ _MOST_RATINGS = 1_000_000
 @click.option(
     "--movielens",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder with ratings.csv and movies.csv of a MovieLens download.",
+    help="A directory with ratings.csv and movies.csv of a MovieLens download.",
 )
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep everything in this new folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep everything in this new directory.")
+@json_option
 @pass_context
 def demo(
     context: Context,
+    *,
     seed: int,
     users: int,
     source_url: str | None,
@@ -49,11 +55,11 @@ def demo(
     smtp_url: str | None,
     movielens: Path | None,
     keep: Path | None,
-    as_json: bool,  # noqa: FBT001 - click passes options by name
+    as_json: bool,
 ) -> None:
     """Watch the main job happen: clean up, recompute, mail 2,000 people once each, with a worker killed half-way.
 
-    Everything is real: database, Redis, beat, workers, SMTP. Nothing outside a folder of its own is touched. At the
+    Everything is real: database, Redis, beat, workers, SMTP. Nothing outside a directory of its own is touched. At the
     end the mailbox is counted; any duplicate, anybody missing, ends in exit code 1.
 
     \b
@@ -90,7 +96,7 @@ def _directory(keep: Path | None) -> Path:
     if keep is None:
         return Path(tempfile.mkdtemp(prefix="maintd-demo-"))
     if keep.exists() and any(keep.iterdir()):
-        raise UsageError(f"{keep} is not empty; name a new folder")
+        raise UsageError(f"{keep} is not empty; name a new directory")
     keep.mkdir(parents=True, exist_ok=True)
     return keep.absolute()
 
@@ -135,40 +141,38 @@ class _Screen:
             self.say(f"{step}: {done:,} of {total:,} in the mailbox")
 
 
+def counted(report: Report) -> dict[str, object]:
+    """What the mailbox holds, by what the table calls it."""
+    return {
+        "people to be mailed": report.recipients,
+        "messages in the mailbox": report.mailbox_messages,
+        "duplicates": report.duplicates,
+        f"missing, besides the {report.uncertain} uncertain": report.missing,
+        "unexpected": report.unexpected,
+    }
+
+
+def recorded(report: Report) -> dict[str, object]:
+    """What the ledger says, by what the table calls it."""
+    killed = f"pid {report.worker_killed}, at {report.killed_at_fraction or 0:.0%} of the mailing"
+    return {
+        "sent": report.sent,
+        "uncertain": f"{report.uncertain} (at most {CONNECTIONS}: one for each open connection)",
+        "sessions removed": report.rows_removed,
+        "titles rated": report.titles_rated,
+        "worker killed": killed if report.worker_killed else None,
+        "seconds": report.seconds,
+    }
+
+
 def _print(report: Report, *, kept: Path | None) -> None:
-    killed = (
-        f"pid {report.worker_killed}, at {report.killed_at_fraction:.0%} of the mailing"
-        if report.worker_killed
-        else None
-    )
-    addresses = report.uncertain_addresses
-    click.echo("\nCounted in the mailbox, by campaign and recipient:")
-    print_pairs(
-        {
-            "people to be mailed": report.recipients,
-            "messages in the mailbox": report.mailbox_messages,
-            "duplicates": report.duplicates,
-            "missing": report.missing,
-            "unexpected": report.unexpected,
-        }
-    )
-    click.echo("\nRecorded in the ledger:")
-    print_pairs(
-        {
-            "sent": report.sent,
-            "uncertain": f"{report.uncertain} (at most {CONNECTIONS}: one for each open connection)",
-            "sessions removed": report.rows_removed,
-            "titles rated": report.titles_rated,
-            "worker killed": killed,
-            "seconds": report.seconds,
-        }
-    )
-    for address in addresses:
+    click.echo("\ncounted in the mailbox, by campaign and recipient:")
+    print_pairs(counted(report))
+    click.echo("\nrecorded in the ledger:")
+    print_pairs(recorded(report))
+    for address in report.uncertain_addresses:
         click.echo(f"uncertain, waits for your word: {address}")
     for problem in report.problems:
         click.echo(f"PROBLEM: {problem}", err=True)
     if kept is not None:
         click.echo(f"kept in {kept}; look at it with: MAINTD_STATE_DIR={kept}/state maintd runs")
-
-
-COMMANDS: list[click.Command] = [demo]

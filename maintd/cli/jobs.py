@@ -10,8 +10,10 @@ from zoneinfo import ZoneInfo
 
 import click
 
+from maintd.cli.command import LEDGER_AWAY, Command
 from maintd.cli.context import Context, pass_context
-from maintd.cli.output import NOTHING, json_option, print_json, print_table
+from maintd.cli.output import NOTHING, print_json, print_table
+from maintd.cli.parameters import json_option
 from maintd.config.settings import Settings
 from maintd.errors import ExitCode, Unavailable
 from maintd.execution.project import read_project
@@ -30,10 +32,12 @@ _WOULD: Mapping[Move, str] = {move: move.value for move in Move}
 _DID: Mapping[Move, str] = {Move.ADD: "added", Move.CHANGE: "changed", Move.SAME: "same", Move.REMOVE: "kept"}
 
 
-@click.command()
+@click.command(
+    cls=Command, exits={0: "nothing differs", 1: "a file is wrong", 2: "something differs", 69: LEDGER_AWAY}
+)
 @json_option
 @pass_context
-def plan(context: Context, as_json: bool) -> None:  # noqa: FBT001 - click passes options by name
+def plan(context: Context, *, as_json: bool) -> None:
     """Show what `apply` would do, and do nothing.
 
     For a job that differs the keys are named, and the texts it depends on: SQL files and templates count as a part of
@@ -42,9 +46,6 @@ def plan(context: Context, as_json: bool) -> None:  # noqa: FBT001 - click passe
     \b
     Example: maintd plan
              maintd plan --json
-
-    \b
-    Exit codes: 0 nothing differs · 1 a file is wrong · 2 something differs · 69 the ledger does not answer.
     """
     prepared = read_project(context.settings)
     with context.runtime() as runtime, runtime.ledger.read() as connection:
@@ -54,11 +55,11 @@ def plan(context: Context, as_json: bool) -> None:  # noqa: FBT001 - click passe
         raise click.exceptions.Exit(ExitCode.DIFFERS)
 
 
-@click.command()
+@click.command(cls=Command, exits={0: "applied", 1: "a file is wrong; nothing was changed", 69: LEDGER_AWAY})
 @click.option("--prune", is_flag=True, help="Remove jobs that are in no file; their history stays.")
 @json_option
 @pass_context
-def apply(context: Context, prune: bool, as_json: bool) -> None:  # noqa: FBT001
+def apply(context: Context, *, prune: bool, as_json: bool) -> None:
     """Bring the job files into the ledger: all of them, or none if anything is wrong.
 
     A new job, one with a new rule and one enabled again count from now: nothing before is caught up. A directory
@@ -67,9 +68,6 @@ def apply(context: Context, prune: bool, as_json: bool) -> None:  # noqa: FBT001
     \b
     Example: maintd plan; maintd apply
              maintd apply --prune
-
-    \b
-    Exit codes: 0 applied · 1 a file is wrong; nothing was changed · 69 the ledger does not answer.
     """
     prepared = read_project(context.settings)
     with context.runtime() as runtime:
@@ -92,19 +90,19 @@ def _print_changes(changes: Sequence[Change], *, words: Mapping[Move, str], as_j
     print_table(("JOB", "MOVE", "DIFFERS"), rows, empty="there are no jobs")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    exits={69: "the ledger does not answer; without Redis it is only unknown whether a beat leads"},
+)
 @json_option
 @pass_context
-def timers(context: Context, as_json: bool) -> None:  # noqa: FBT001
+def timers(context: Context, *, as_json: bool) -> None:
     """Show when every job runs next, when it last began, and what keeps it from running.
 
     Times are in each job's own zone. One is overdue when its instant has passed and no beat has seen it.
 
     \b
     Example: maintd timers
-
-    \b
-    Exit codes: 0 · 69 the ledger does not answer. Without Redis it is only unknown whether a beat leads.
     """
     now = context.clock.now()
     with context.runtime() as runtime, runtime.ledger.read() as connection:
@@ -113,7 +111,11 @@ def timers(context: Context, as_json: bool) -> None:  # noqa: FBT001
         print_json([asdict(timer) for timer in found])
     else:
         columns = ("NEXT", "LEFT", "LAST", "PASSED", "STATE", "JOB", "NOTE")
-        print_table(columns, [_row(timer, now=now) for timer in found], empty="no job is applied yet")
+        print_table(
+            columns,
+            [_row(timer, now=now) for timer in found],
+            empty="there are no jobs yet",
+        )
     _say_who_leads(context.settings)
 
 
@@ -151,39 +153,36 @@ def _say_who_leads(settings: Settings) -> None:
             click.echo(f"whether a beat leads is unknown: {error}", err=True)
 
 
-@click.command()
+@click.command(cls=Command, exits={0: "paused", 64: "there is no such job", 69: LEDGER_AWAY})
 @click.argument("job")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; shown wherever the job is.")
 @pass_context
-def pause(context: Context, job: str, reason: str) -> None:
+def pause(context: Context, *, job: str, reason: str) -> None:
     """Keep a job from becoming due until it is resumed.
 
-    A run that is going on goes on, and `maintd run` works all the same. Paused again, a job gets the new reason.
+    A run that is going on goes on, and `maintd run` works all the same. A pipeline still runs a paused job as its step:
+    to keep the step from running, pause the pipeline. Paused again, a job gets the new reason.
 
     \b
     Example: maintd pause weekly-digest --reason "new design is not signed off"
-
-    \b
-    Exit codes: 0 paused · 64 there is no such job · 69 the ledger does not answer.
     """
     with context.runtime() as runtime:
         since = pause_job(runtime.ledger, job, reason=reason, now=context.clock.now())
     click.echo(f"{job} is paused since {since:%Y-%m-%d %H:%M:%S} UTC: {reason}")
 
 
-@click.command()
+@click.command(
+    cls=Command, exits={0: "resumed, or was not paused", 64: "there is no such job", 69: LEDGER_AWAY}
+)
 @click.argument("job")
 @pass_context
-def resume(context: Context, job: str) -> None:
+def resume(context: Context, *, job: str) -> None:
     """End the pause of a job; it counts from now.
 
     What was due meanwhile is not caught up: it is written down as missed, and `maintd runs JOB` shows it.
 
     \b
     Example: maintd resume weekly-digest
-
-    \b
-    Exit codes: 0 resumed, or was not paused · 64 there is no such job · 69 the ledger does not answer.
     """
     with context.runtime() as runtime:
         resumed = resume_job(runtime.ledger, job, now=context.clock.now())
@@ -193,6 +192,3 @@ def resume(context: Context, job: str) -> None:
     missed = f"{resumed.missed.count:,} times it was due" if resumed.missed else "it was never due"
     following = f"{resumed.next_at:%Y-%m-%d %H:%M:%S} UTC" if resumed.next_at else "by hand or as a step"
     click.echo(f"{job} is resumed; {missed} during its pause; next: {following}")
-
-
-COMMANDS: list[click.Command] = [plan, apply, timers, pause, resume]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 import click
 from rich import box
@@ -21,15 +21,8 @@ from rich.table import Table
 from maintd.errors import MaintdError, Problem, Problems
 from maintd.units import format_duration
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
 #: What a table shows where there is nothing.
 NOTHING = "–"
-
-
-def json_option(command: _F) -> _F:
-    """Adds `--json`, as the parameter `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
 
 
 def console() -> Console:
@@ -44,11 +37,13 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
-    """Prints rows under headings, or the sentence `empty` when there are none."""
+    """Prints rows under headings in upper case, or the sentence `empty` when there are none."""
     if not rows:
         click.echo(empty)
         return
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(
+        *(column.upper() for column in columns), box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold"
+    )
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     console().print(table)

@@ -12,8 +12,10 @@ import click
 
 from maintd import api
 from maintd.broker.wake import open_wake
+from maintd.cli.command import LEDGER_AWAY, Command, ListsByDefault
 from maintd.cli.context import Context, pass_context
-from maintd.cli.output import NOTHING, ago, in_short, json_option, print_json, print_pairs, print_table
+from maintd.cli.output import NOTHING, ago, in_short, print_json, print_pairs, print_table
+from maintd.cli.parameters import json_option, limit_option
 from maintd.errors import ExitCode, UsageError
 from maintd.execution import intervene
 from maintd.execution.dryrun import DryRun, overlap_of
@@ -29,7 +31,16 @@ from maintd.ledger.states import RunState
 _INTERNAL = ("token", "counter")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    exits={
+        0: "queued; with --wait: succeeded",
+        1: "with --wait: did not succeed; with --dry-run: a cap would stop it",
+        64: "there is no such job",
+        69: LEDGER_AWAY,
+        130: "interrupted: the run itself goes on",
+    },
+)
 @click.argument("job")
 @click.option("--wait", is_flag=True, help="Follow the run to its end.")
 @click.option("--dry-run", is_flag=True, help="Only count and show what it would do; no worker, no trace.")
@@ -39,12 +50,13 @@ _INTERNAL = ("token", "counter")
 @pass_context
 def run(
     context: Context,
+    *,
     job: str,
-    wait: bool,  # noqa: FBT001 - click passes options by name
-    dry_run: bool,  # noqa: FBT001
-    new_edition: bool,  # noqa: FBT001
-    yes: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    wait: bool,
+    dry_run: bool,
+    new_edition: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Start a job now, whatever its schedule says.
 
@@ -55,10 +67,6 @@ def run(
     Example: maintd run expired-sessions --dry-run
              maintd run nightly --wait
              maintd run weekly-digest --new-edition
-
-    \b
-    Exit codes: 0 queued; with --wait: succeeded · 1 with --wait: did not succeed; with --dry-run: a cap would stop it
-                64 there is no such job · 69 the ledger does not answer · 130 interrupted: the run itself goes on.
     """
     if dry_run:
         if wait or new_edition:
@@ -91,7 +99,7 @@ def _print_dry_run(found: DryRun) -> None:
     if found.samples:
         columns = list(dict.fromkeys(name for sample in found.samples for name in sample))
         rows = [[_text(sample.get(name)) for name in columns] for sample in found.samples]
-        print_table([name.upper() for name in columns], rows, empty="")
+        print_table(columns, rows, empty="")
     if found.would_stop:
         click.echo(f"it would be stopped: {found.would_stop}", err=True)
     click.echo("nothing was changed", err=True)
@@ -110,8 +118,8 @@ def _confirm_new_edition(context: Context, job: str, *, yes: bool) -> None:
     editions = ", ".join(f"{edition} ({state})" for edition, state in overlap.editions.items())
     again = overlap.mailed + overlap.to_come
     click.echo(
-        f"This period has {editions}. The audience has {overlap.audience:,} rows; {overlap.mailed:,} people among "
-        f"them were mailed in this period, and {overlap.to_come:,} more are still going to be.",
+        f"this period has {editions}; the audience has {overlap.audience:,} rows, of whom {overlap.mailed:,} people "
+        f"were mailed in this period and {overlap.to_come:,} more are still going to be",
         err=True,
     )
     question = f"Mail {again:,} people once more? (--yes does not ask)"
@@ -148,15 +156,7 @@ def _progress(one: Run, campaign: Campaign | None) -> str:
     return in_short(one.result)
 
 
-class _RunsGroup(click.Group):
-    """`runs` lists: a first word that is none of its commands is the JOB of `runs list`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = {*self.commands, *self.get_help_option_names(ctx)}
-        return super().parse_args(ctx, args if args and args[0] in known else ["list", *args])
-
-
-@click.group(cls=_RunsGroup, subcommand_metavar="[JOB] [--limit N] [--json] | COMMAND …")
+@click.group(cls=ListsByDefault, subcommand_metavar="[JOB] [--limit N] [--json] | COMMAND …")
 def runs() -> None:
     """Show what ran, and decide about a run.
 
@@ -171,21 +171,18 @@ def runs() -> None:
     """
 
 
-@runs.command(name="list")
+@runs.command("list", exits={64: "there is no such job and it never ran", 69: LEDGER_AWAY})
 @click.argument("job", required=False)
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
+@limit_option(20)
 @json_option
 @pass_context
-def list_(context: Context, job: str | None, limit: int, as_json: bool) -> None:  # noqa: FBT001
+def list_(context: Context, *, job: str | None, limit: int, as_json: bool) -> None:
     """List the newest runs, of one job or of all.
 
     For one job also the instants that were due and did not run, as ranges with their reason. Times are UTC.
 
     \b
     Example: maintd runs weekly-digest
-
-    \b
-    Exit codes: 0 · 64 there is no such job and it never ran · 69 the ledger does not answer.
     """
     with context.runtime() as runtime, runtime.ledger.read() as connection:
         found = stored_runs.latest(connection, job=job, limit=limit)
@@ -198,39 +195,36 @@ def list_(context: Context, job: str | None, limit: int, as_json: bool) -> None:
     now = context.clock.now()
     _print_runs(found, now=now, names=True)
     if missed:
-        click.echo("It was due at these times and did not run:")
+        click.echo("it was due at these times and did not run:")
         _print_misses(missed)
 
 
-@runs.command()
+@runs.command("show", exits={64: "there is no such run", 69: LEDGER_AWAY})
 @click.argument("run_id", type=int, metavar="ID")
 @json_option
 @pass_context
-def show(context: Context, run_id: int, as_json: bool) -> None:  # noqa: FBT001
+def show(context: Context, *, run_id: int, as_json: bool) -> None:
     """Show everything about one run, its steps and its campaign.
 
     \b
     Example: maintd runs show 4711
-
-    \b
-    Exit codes: 0 · 64 there is no such run · 69 the ledger does not answer.
     """
     with context.runtime() as runtime, runtime.ledger.read() as connection:
         found = standing(connection, run_id)
     _print_standing(found, now=context.clock.now(), as_json=as_json)
 
 
-@runs.command()
+@runs.command(
+    "cancel",
+    exits={0: "cancelled", 1: "it has begun, or is over", 64: "there is no such run", 69: LEDGER_AWAY},
+)
 @click.argument("run_id", type=int, metavar="ID")
 @pass_context
-def cancel(context: Context, run_id: int) -> None:
+def cancel(context: Context, *, run_id: int) -> None:
     """Take back a run that has not begun; of a pipeline, the steps that have not.
 
     \b
     Example: maintd runs cancel 4711
-
-    \b
-    Exit codes: 0 cancelled · 1 it has begun, or is over · 64 there is no such run · 69 the ledger does not answer.
     """
     with context.runtime() as runtime:
         queues = intervene.cancel(run_id, runtime)
@@ -239,17 +233,16 @@ def cancel(context: Context, run_id: int) -> None:
     click.echo(f"run {run_id} is cancelled")
 
 
-@runs.command()
+@runs.command(
+    "retry", exits={0: "queued", 1: "it is not parked", 64: "there is no such run", 69: LEDGER_AWAY}
+)
 @click.argument("run_id", type=int, metavar="ID")
 @pass_context
-def retry(context: Context, run_id: int) -> None:
+def retry(context: Context, *, run_id: int) -> None:
     """Let a parked run go on: its worker vanished, and its job leaves it to you whether it is safe to repeat.
 
     \b
     Example: maintd runs retry 4711
-
-    \b
-    Exit codes: 0 queued · 1 it is not parked · 64 there is no such run · 69 the ledger does not answer.
     """
     with context.runtime() as runtime:
         queues = intervene.retry(run_id, runtime)
@@ -273,7 +266,7 @@ def _print_runs(found: Sequence[Run], *, now: datetime, names: bool) -> None:
         )
         for one in found
     ]
-    print_table(columns, rows, empty="nothing has run yet")
+    print_table(columns, rows, empty="there are no runs yet")
 
 
 def _print_misses(missed: Sequence[Miss]) -> None:
@@ -332,6 +325,3 @@ def _tried(one: Run) -> str:
     words = [f"{one.failures} failed"] if one.failures else []
     words += [f"{one.losses} lost"] if one.losses else []
     return ", ".join(words)
-
-
-COMMANDS: list[click.Command] = [run, runs]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maintd.config.given import ENV_FILE
-from maintd.config.settings import SettingDoc, reference
+from maintd.config.reference import SettingDoc, reference
 from maintd.errors import Problem, Problems
 from maintd.samples import SCHEDULES, TEMPLATES, sample_directory
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from maintd.errors import Problem, Problems
+from maintd.errors import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class _Refused(Exception):
         super().__init__(what)
 
 
-def read_env_file(path: Path) -> dict[str, EnvValue]:
+def scan_env_file(path: Path) -> EnvFile:
     """Reads `NAME=value` lines, blank lines and `#` comments.
 
     Accepted is what `EnvironmentFile=` (systemd.exec(5)) and python-dotenv read to the same names and values:
@@ -84,19 +84,9 @@ def read_env_file(path: Path) -> dict[str, EnvValue]:
     quotes only around a whole value, printable UTF-8 characters and tabs, Unix line ends.
 
     Returns:
-        The values by name, in the order of the file.
-
-    Raises:
-        Problems: The file cannot be read, or any of its lines is refused; all at once. No text repeats a value.
+        The values by name, in the order of the file, and what is wrong with the rest, or with the file. No text
+        repeats a value.
     """
-    file = scan_env_file(path)
-    if file.problems:
-        raise Problems(file.problems)
-    return file.values
-
-
-def scan_env_file(path: Path) -> EnvFile:
-    """Like `read_env_file`, but hands back what can be read together with what is wrong with the rest."""
     try:
         data = path.read_bytes()
     except OSError as error:

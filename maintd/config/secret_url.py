@@ -46,17 +46,13 @@ def _has_sound_authority(url: str) -> bool:
         return False
 
 
-_DATABASES = ("sqlite", "postgresql", "postgres", "postgresql+psycopg")
-_REDISES = ("redis", "rediss", "unix")
-
-DatabaseUrl = Annotated[SecretStr, AfterValidator(_of_scheme(*_DATABASES))]
+DatabaseUrl = Annotated[
+    SecretStr, AfterValidator(_of_scheme("sqlite", "postgresql", "postgres", "postgresql+psycopg"))
+]
 """A database that maintd can open."""
 
-RedisUrl = Annotated[SecretStr, AfterValidator(_of_scheme(*_REDISES))]
+RedisUrl = Annotated[SecretStr, AfterValidator(_of_scheme("redis", "rediss", "unix"))]
 """A Redis or Valkey server, by TCP, TLS or a local socket (`unix:///path`)."""
 
 RelayUrl = Annotated[SecretStr, AfterValidator(_of_scheme("smtp", "smtp+starttls", "smtps"))]
 """An SMTP relay."""
-
-SourceUrl = Annotated[SecretStr, AfterValidator(_of_scheme(*_DATABASES, *_REDISES))]
-"""An application's database or Redis."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import getaddresses
 from pathlib import Path
@@ -20,21 +18,20 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import ErrorDetails
 
-from maintd.config.given import ENV_FILE, PREFIX, Given, Names, gather
-from maintd.config.secret_url import DatabaseUrl, RedisUrl, RelayUrl, SourceUrl, shown_url
-from maintd.errors import Problem, Problems
+from maintd.config.given import ENV_FILE, PREFIX
+from maintd.config.secret_url import DatabaseUrl, RedisUrl, RelayUrl, shown_url
 from maintd.log import LogFormat
 from maintd.spec import Duration
 from maintd.units import format_duration
 
-_SOURCES = "source_urls"
-_LOCAL_RELAY = "smtp://127.0.0.1:25"
+SOURCES = "source_urls"
+"""The one field that stands for any number of variables."""
+
+LOCAL_RELAY = "smtp://127.0.0.1:25"
 _ADDRESS = re.compile(r"[^@\s<>,;\"]+@[^@\s<>,;\"]+")
 _HELLO = re.compile(r"[A-Za-z0-9._:\[\]-]+")
 
@@ -98,10 +95,10 @@ class Settings(BaseModel):
     redis_url: RedisUrl | None = None
     """The broker: `redis://`, `rediss://` or `unix:///path`. Without it `maintd up` starts an embedded server."""
 
-    source_urls: Mapping[str, SourceUrl] = {}
-    """An application's database or Redis; `MAINTD_SOURCE_APP_URL` is `source = "app"` in job files."""
+    source_urls: Mapping[str, DatabaseUrl] = {}
+    """An application's database; `MAINTD_SOURCE_APP_URL` is `source = "app"` in job files."""
 
-    smtp_url: RelayUrl = SecretStr(_LOCAL_RELAY)
+    smtp_url: RelayUrl = SecretStr(LOCAL_RELAY)
     """The relay that takes the mail: `smtp://`, `smtp+starttls://` or `smtps://`."""
 
     smtp_hello: Annotated[str, AfterValidator(_hello)] = Field(
@@ -131,10 +128,11 @@ class Settings(BaseModel):
     """Deliveries that a mail process claims at once."""
 
     mail_processes: Processes = 1
-    """Mail processes that `maintd up` starts."""
+    """Mail processes that `maintd up` starts, and at most so many wake-ups at once for each mail queue."""
 
     worker_processes: Processes = 1
-    """Worker processes that `maintd up` starts for everything but mail."""
+    """Worker processes that `maintd up` starts for everything but mail, and at most so many wake-ups at once for each
+    of their queues."""
 
     schedules_dir: Directory = Path("schedules")
     """The directory of the job files, `*.toml`."""
@@ -201,19 +199,19 @@ class Settings(BaseModel):
             raise _too_short(value, f"longer than MAINTD_WAKE_BUDGET ({format_duration(budget)})")
         return value
 
-    @property
-    def came_from(self) -> Mapping[str, str]:
-        """Where each value came from, by variable: "environment", "credential smtp_url", "maintd.env:12", "default"."""
-        return self._came_from
+    def model_post_init(self, context: Any) -> None:
+        """Keeps where the values came from, by variable, if that is given as the context of validation."""
+        self._came_from = context or {}
 
     def with_redis(self, url: str) -> Settings:
         """The same settings with another broker, such as the embedded one."""
-        changed = self.model_copy(update={"redis_url": SecretStr(url)})
-        changed._came_from = self._came_from
-        return changed
+        return self.model_copy(update={"redis_url": SecretStr(url)})
 
     def public(self) -> list[tuple[str, str, str]]:
-        """What people may see: variable, value with passwords masked, and where it came from."""
+        """What people may see: variable, value with passwords masked, and where it came from.
+
+        The last is "environment", "credential smtp_url", "maintd.env:12", "default".
+        """
         return [
             (variable, _shown(value), self._came_from.get(variable, "default"))
             for variable, value in self._values()
@@ -229,139 +227,17 @@ class Settings(BaseModel):
 
     def _values(self) -> Iterator[tuple[str, str | SecretStr | None]]:
         """Every setting by its variable, as people write it, the secrets still wrapped."""
-        for field, text in self.model_dump(mode="json", exclude={_SOURCES}).items():
+        for field, text in self.model_dump(mode="json", exclude={SOURCES}).items():
             value = getattr(self, field)
             keep = value is None or isinstance(value, SecretStr)
-            yield _variable(field), value if keep else str(text)
+            yield variable_of(field), value if keep else str(text)
         for name, url in sorted(self.source_urls.items()):
-            yield _variable(_SOURCES, name), url
+            yield variable_of(SOURCES, name), url
 
 
-@dataclass(frozen=True, kw_only=True)
-class SettingDoc:
-    """One entry of the reference of settings."""
-
-    name: str
-    type_text: str
-    default_text: str
-    description: str
-
-
-# The defaults that depend on the host or the settings, or are secrets by their type.
-_DEFAULT_TEXTS = {
-    "state_dir": "`$STATE_DIRECTORY`, else `$XDG_STATE_HOME/maintd`, else `~/.local/state/maintd`",
-    "database_url": "`sqlite:///` and `ledger.db` in the state directory",
-    "smtp_url": _LOCAL_RELAY,
-    "smtp_hello": "the name of the host",
-    "schedules_dir": "./schedules",
-    "templates_dir": "./templates",
-    _SOURCES: "none",
-}
-_ENV_FILE_DOC = SettingDoc(
-    name=ENV_FILE,
-    type_text="path",
-    default_text="./maintd.env if there is one",
-    description="The env file to read, given in the environment only; empty: none is read.",
-)
-
-
-def load_settings(*, environ: Mapping[str, str], env_file: Path | None) -> Settings:
-    """Makes the settings of this process.
-
-    For each setting the first that gives it wins: the environment, then credentials (files of `$CREDENTIALS_DIRECTORY`
-    named like the setting), then the env file, then the default. Environment and env file may give `X_FILE=/path`
-    instead of X.
-
-    Args:
-        environ: The process environment.
-        env_file: The env file; None for `MAINTD_ENV_FILE` (empty: none), else `./maintd.env` if it exists.
-
-    Raises:
-        Problems: Everything wrong with all of it, at once; no text repeats a URL.
-    """
-    given, problems = gather(environ=environ, env_file=env_file, names=_NAMES)
-    state_dir = _default_state_dir(environ)
-    given = ({_variable("state_dir"): state_dir} if state_dir else {}) | given
-    settings, wrong = _validated(given)
-    if settings is None or problems:
-        raise Problems([*problems, *wrong])
-    settings._came_from = {
-        variable: given[variable].came_from if variable in given else "default"
-        for variable, _ in settings._values()
-    }
-    return settings
-
-
-def from_process(*, env_file: Path | None = None) -> Settings:
-    """`load_settings` with the environment of this process.
-
-    Raises:
-        Problems: Everything wrong with the settings, at once.
-    """
-    return load_settings(environ=os.environ, env_file=env_file)
-
-
-def bare_environment() -> dict[str, str]:
-    """The environment of this process without maintd's own variables: what a child of it may inherit."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-
-
-def reference() -> list[SettingDoc]:
-    """The documentation of every setting, in the order of the model."""
-    schemas = Settings.model_json_schema()["properties"]
-    defaults = Settings(state_dir=Path("/")).model_dump(mode="json") | _DEFAULT_TEXTS
-    return [
-        _ENV_FILE_DOC,
-        *(_documented(field, schemas[field], defaults[field]) for field in Settings.model_fields),
-    ]
-
-
-def _variable(field: str, source: str = "<NAME>") -> str:
-    return f"{PREFIX}SOURCE_{source.upper()}_URL" if field == _SOURCES else PREFIX + field.upper()
-
-
-_NAMES = Names([_variable(field) for field in Settings.model_fields])
-
-
-def _validated(given: Mapping[str, Given]) -> tuple[Settings | None, list[Problem]]:
-    try:
-        return Settings.model_validate(_fields(given)), []
-    except ValidationError as error:
-        # pydantic keeps the input in its error: nothing of that may hang on to ours.
-        details = error.errors(include_url=False, include_context=False, include_input=False)
-    return None, [
-        _problem(detail, given) for detail in details if detail["type"] != "default_factory_not_called"
-    ]
-
-
-def _fields(given: Mapping[str, Given]) -> dict[str, object]:
-    fields: dict[str, object] = {
-        field: given[_variable(field)].text for field in Settings.model_fields if _variable(field) in given
-    }
-    source = re.compile(_variable(_SOURCES, "(.+)"))
-    urls = {
-        match[1].lower(): found.text for name, found in given.items() if (match := source.fullmatch(name))
-    }
-    return fields | {_SOURCES: urls}
-
-
-def _problem(detail: ErrorDetails, given: Mapping[str, Given]) -> Problem:
-    variable = _variable(*(str(part) for part in detail["loc"][:2]))
-    place = given[variable].came_from if variable in given else "default"
-    what = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if detail["type"] == "missing":
-        what = "neither it nor STATE_DIRECTORY, XDG_STATE_HOME or HOME is set; give a path"
-    return Problem(where=f"{variable} ({place})", what=what)
-
-
-def _default_state_dir(environ: Mapping[str, str]) -> Given | None:
-    """systemd's `StateDirectory=` (systemd.exec(5)), else the XDG Base Directory Specification's place."""
-    if of_unit := environ.get("STATE_DIRECTORY"):
-        return Given(text=of_unit.split(":")[0], came_from="STATE_DIRECTORY")
-    state_home = environ.get("XDG_STATE_HOME", "")
-    if not Path(state_home).is_absolute():  # the specification has relative ones ignored
-        state_home = f"{environ['HOME']}/.local/state" if environ.get("HOME") else ""
-    return Given(text=f"{state_home}/maintd", came_from="default") if state_home else None
+def variable_of(field: str, source: str = "<NAME>") -> str:
+    """The variable of a field of `Settings`; that of `SOURCES` has the name of a source in it."""
+    return f"{PREFIX}SOURCE_{source.upper()}_URL" if field == SOURCES else PREFIX + field.upper()
 
 
 def _too_short(value: timedelta, relation: str) -> ValueError:
@@ -376,30 +252,3 @@ def _shown(value: str | SecretStr | None) -> str:
     if value is None:
         return "none"
     return shown_url(value.get_secret_value()) if isinstance(value, SecretStr) else value
-
-
-def _documented(field: str, schema: dict[str, Any], default: object) -> SettingDoc:
-    return SettingDoc(
-        name=_variable(field),
-        type_text=_type_text(schema),
-        default_text="none" if default is None else str(default),
-        description=schema["description"],
-    )
-
-
-def _type_text(schema: dict[str, Any]) -> str:
-    match schema:
-        case {"anyOf": [inner, *_]} | {"additionalProperties": inner}:
-            return _type_text(inner)
-        case {"enum": values}:
-            return " | ".join(values)
-        case {"minimum": least, "maximum": most}:
-            return f"number, {least} to {most}"
-        case {"format": "password"}:
-            return "URL"
-        case {"format": "path"}:
-            return "path"
-        case {"examples": _}:
-            return "duration"
-        case _:
-            return "text"

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from maintd.database import Database, Instant
 from maintd.demo.films import Films, invent_films
 from maintd.demo.people import FEWEST, Person, invent_people
-from maintd.errors import JobFailed
+from maintd.errors import MaintdError
 from maintd.mail.address import InvalidAddress, parse_address
 
 SESSIONS_PER_USER = 10
@@ -126,7 +126,7 @@ def create(
         films: Titles and ratings to use instead of invented ones.
 
     Raises:
-        JobFailed: A table of one of the names is there already. It belongs to somebody: nothing was touched.
+        MaintdError: A table of one of the names is there already. It belongs to somebody: nothing was touched.
         Unavailable: The database does not answer.
     """
     users = max(users, FEWEST, films.raters if films else 0)
@@ -167,7 +167,7 @@ def _refuse_existing(connection: Connection) -> None:
     inspector = sa.inspect(connection)
     taken = [name for name in METADATA.tables if inspector.has_table(name)]
     if taken:
-        raise JobFailed(
+        raise MaintdError(
             f"the database has tables of the names that the demo wants to create: {', '.join(taken)}; "
             "nothing was touched, give it an empty database"
         )

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from maintd.broker.wake import open_wake
 from maintd.clock import Clock
-from maintd.config.settings import Settings, load_settings
+from maintd.config.load import load_settings
+from maintd.config.settings import Settings
 from maintd.database import Database
 from maintd.demo.application import Population, create
 from maintd.demo.films import Films

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maintd.mail.address import InvalidAddress, parse_address
-from maintd.smtp.sink import read_index
+from maintd.smtp.mailbox import read_index
 
 _FIRST = 10
 

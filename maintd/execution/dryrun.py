@@ -122,9 +122,7 @@ def _count_campaign(stored: StoredJob, spec: Spec, runtime: Runtime) -> DryRun:
         "still_to_come": overlap.to_come,
     }
     samples = [{"address": address, "problem": ""} for address in overlap.samples]
-    for text in overlap.invalid_samples:
-        address, _, problem = text.rpartition(": ")
-        samples.append({"address": address, "problem": problem})
+    samples += [{"address": address, "problem": problem} for address, problem in overlap.invalid_samples]
     cap = campaign.stop_at.recipients
     beyond = cap is not None and state is None and overlap.audience > cap
     return DryRun(

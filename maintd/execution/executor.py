@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.engine import Connection
-
 from maintd.clock import new_token
-from maintd.database import Database
+from maintd.database import Database, first_line
 from maintd.errors import ClaimLost, Interrupted, JobFailed, MaintdError, Unavailable
 from maintd.execution import mailings, pipelines
 from maintd.execution.kinds import KINDS, SPECS, Done, Work
@@ -24,8 +22,11 @@ from maintd.ledger.runs import Claim, Run
 from maintd.ledger.states import RunState
 from maintd.scheduling.files import load
 from maintd.scheduling.job import Job
+from maintd.units import format_duration
 
 logger = logging.getLogger(__name__)
+
+_RECORD_TRIES = 3
 
 
 @dataclass(kw_only=True)
@@ -88,52 +89,75 @@ def _carry_out(
         if stored is None:
             raise JobFailed("the job is not applied (any more)")
         job = load(stored.name, stored.spec, kinds=SPECS)
-        with _Heartbeat(claim, runtime.ledger, every=runtime.settings.heartbeat) as heartbeat:
-            guard = _Guard(heartbeat, runtime, stopping=stopping, timeout=job.header.timeout)
-            done = KINDS[job.header.kind].run(
-                Work(
-                    run=run,
-                    job=job,
-                    files=stored.files,
-                    runtime=runtime,
-                    hold=lambda connection: runs.hold(connection, claim),
-                    stopping=guard.stopping,
-                    progress=heartbeat.tell,
-                )
-            )
-        wakes = _record(run, claim, done, runtime)
-        logger.info("run %s: %s", done.state, run.name, extra=context | {"result": done.result})
-        return wakes
+        done = _work(run, claim, job, stored.files, runtime, stopping=stopping)
     except ClaimLost:
         raise
-    except Interrupted:
+    except Interrupted as error:
         with runtime.ledger.write() as connection:
             now = runtime.clock.now()
-            runs.put_back(
-                connection, claim, due_at=now, reason="interrupted by an orderly stop", failed=False
-            )
+            runs.put_back(connection, claim, due_at=now, reason=f"interrupted: {error}", failed=False)
         return {Queue(run.queue)}
     except Exception as error:  # noqa: BLE001 - whatever happened is recorded with the run, never swallowed
         return _record_failure(run, claim, job, error, runtime)
+    try:
+        wakes = _record(run, claim, done, runtime)
+    except (ClaimLost, Unavailable):
+        raise
+    except Exception as error:  # noqa: BLE001 - as above: what cannot be written down is a failure of the run
+        return _record_failure(run, claim, job, error, runtime)
+    logger.info("run %s: %s", done.state, run.name, extra=context | {"result": done.result})
+    return wakes
+
+
+def _work(
+    run: Run,
+    claim: Claim,
+    job: Job,
+    files: Mapping[str, str],
+    runtime: Runtime,
+    *,
+    stopping: Callable[[], bool],
+) -> Done:
+    """Does what the kind does, with a beating heart."""
+    with _Heartbeat(claim, runtime.ledger, every=runtime.settings.heartbeat) as heartbeat:
+        guard = _Guard(heartbeat, runtime, stopping=stopping, timeout=job.header.timeout)
+        return KINDS[job.header.kind].run(
+            Work(
+                run=run,
+                job=job,
+                files=files,
+                runtime=runtime,
+                hold=lambda connection: runs.hold(connection, claim),
+                stopping=guard.stopping,
+                progress=heartbeat.tell,
+            )
+        )
 
 
 def _record(run: Run, claim: Claim, done: Done, runtime: Runtime) -> set[Queue]:
-    """Writes how a run ended, and in the same transaction what follows from it."""
+    """Writes how a run ended, and in the same transaction what follows from it.
+
+    What is done is done: a ledger that is away for a moment makes no failure of it. If it stays away, the claim runs
+    out and the run is carried out again, which every kind must bear.
+    """
+    for _ in range(_RECORD_TRIES - 1):
+        try:
+            return _record_once(run, claim, done, runtime)
+        except Unavailable as error:
+            logger.warning("%s; it is written down again", error, extra={"run": run.id, "job": run.job})
+    return _record_once(run, claim, done, runtime)
+
+
+def _record_once(run: Run, claim: Claim, done: Done, runtime: Runtime) -> set[Queue]:
     now = runtime.clock.now()
     with runtime.ledger.write() as connection:
-        if done.state is RunState.UNDERWAY:
-            runs.hand_over(connection, claim, result=done.result)
-            ready = pipelines.advance(connection, run.id, now=now) | mailings.conclude(connection, now=now)
-        else:
+        if done.state is not RunState.UNDERWAY:
             runs.finish(connection, claim, state=done.state, now=now, result=done.result, reason=None)
-            ready = _after(connection, run, runtime)
-    return ready | done.wakes
-
-
-def _after(connection: Connection, run: Run, runtime: Runtime) -> set[Queue]:
-    if run.parent_id is None:
-        return set()
-    return pipelines.advance(connection, run.parent_id, now=runtime.clock.now())
+            return pipelines.step_ended(connection, run, now=now) | done.wakes
+        runs.hand_over(connection, claim, result=done.result)
+        done.also_write(connection)
+        ready = pipelines.advance(connection, run.id, now=now)
+    return ready | done.wakes | mailings.conclude(runtime.ledger, now=now)
 
 
 def _record_failure(
@@ -142,7 +166,8 @@ def _record_failure(
     """Writes down a failure: tried again later when that may help and attempts are left, else final."""
     context = {"run": run.id, "job": run.job}
     known = isinstance(error, MaintdError)
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    # A database's error may go on with the statement and its values; these are nobody's business.
+    reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
     logger.error("run failed: %s: %s", run.name, reason, extra=context, exc_info=None if known else error)
     may_help = not known or isinstance(error, Unavailable)
     now = runtime.clock.now()
@@ -152,7 +177,7 @@ def _record_failure(
             runs.put_back(connection, claim, due_at=now + wait, reason=reason, failed=True)
             return set()
         runs.finish(connection, claim, state=RunState.FAILED, now=now, result=None, reason=reason)
-        return _after(connection, run, runtime)
+        return pipelines.step_ended(connection, run, now=now)
 
 
 class _Guard:
@@ -182,7 +207,7 @@ class _Guard:
         if self._heartbeat.lost:
             raise ClaimLost("the run is no longer held by this worker")
         if self._clock.monotonic_s() > self._until_s:
-            raise JobFailed(f"timeout: it was still running after {self._timeout}")
+            raise JobFailed(f"timeout: it was still running after {format_duration(self._timeout)}")
         return self._stopping()
 
 
@@ -220,4 +245,4 @@ class _Heartbeat:
                 self.lost = True
                 return
             except Exception as error:  # noqa: BLE001 - a heartbeat that fails is one that is missing, no more
-                logger.warning("heartbeat failed: %s", error, extra={"run": self._claim.run_id})
+                logger.warning("heartbeat failed: %s", first_line(error), extra={"run": self._claim.run_id})

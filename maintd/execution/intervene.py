@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from sqlalchemy.engine import Connection
 
 from maintd.errors import MaintdError, UsageError
@@ -12,7 +10,7 @@ from maintd.execution.queues import Queue
 from maintd.execution.runtime import Runtime
 from maintd.ledger import campaigns, runs
 from maintd.ledger.runs import Run
-from maintd.ledger.states import RunState
+from maintd.ledger.states import CampaignState, RunState
 
 _REASON = "cancelled by a person"
 
@@ -32,16 +30,17 @@ def cancel(run_id: int, runtime: Runtime) -> set[Queue]:
         run = _locked(connection, run_id)
         if run.state is RunState.UNDERWAY and run.kind == "pipeline":
             for step in runs.steps(connection, run_id):
-                runs.move(connection, step.id, to=RunState.CANCELLED, now=now, reason=_REASON)
+                if step.state is not RunState.UNDERWAY and not _mails(connection, step.id):
+                    runs.move(connection, step.id, to=RunState.CANCELLED, now=now, reason=_REASON)
             return pipelines.advance(connection, run_id, now=now)
-        if run.state is RunState.UNDERWAY:
+        if run.state is RunState.UNDERWAY or _mails(connection, run_id):
             raise MaintdError(
                 f"run {run_id} ({run.name}) is a mailing under way; {_campaign_hint(connection, run_id)}"
             )
         if not runs.move(connection, run_id, to=RunState.CANCELLED, now=now, reason=_REASON):
             held = "a worker carries it out" if run.state is RunState.RUNNING else f"it is over ({run.state})"
             raise MaintdError(f"run {run_id} ({run.name}) cannot be cancelled: {held}")
-        return _advance_parent(connection, run, now=now)
+        return pipelines.step_ended(connection, run, now=now)
 
 
 def retry(run_id: int, runtime: Runtime) -> set[Queue]:
@@ -74,10 +73,10 @@ def _locked(connection: Connection, run_id: int) -> Run:
     return run
 
 
-def _advance_parent(connection: Connection, run: Run, *, now: datetime) -> set[Queue]:
-    if run.parent_id is None:
-        return set()
-    return pipelines.advance(connection, run.parent_id, now=now)
+def _mails(connection: Connection, run_id: int) -> bool:
+    """Whether the campaign of a run sends already, although no worker has told the run so yet."""
+    campaign = campaigns.of_runs(connection, [run_id]).get(run_id)
+    return campaign is not None and campaign.state in (CampaignState.SENDING, CampaignState.PAUSED)
 
 
 def _campaign_hint(connection: Connection, run_id: int) -> str:

@@ -18,7 +18,7 @@ from maintd.execution import pipelines
 from maintd.execution.pipelines import PipelineSpec
 from maintd.execution.queues import Queue
 from maintd.execution.runtime import Runtime
-from maintd.ledger import campaigns, deliveries, jobs, runs
+from maintd.ledger import campaigns, jobs, runs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.mail import campaign as mailing
@@ -64,11 +64,13 @@ class Done:
         state: `SUCCEEDED`, or `UNDERWAY` when it goes on in rows of its own.
         result: What was counted.
         wakes: Queues that have new work.
+        also_write: Writes what belongs to that state, in the very transaction that records it.
     """
 
     result: dict[str, Any]
     state: RunState = RunState.SUCCEEDED
     wakes: frozenset[Queue] = frozenset()
+    also_write: Callable[[Connection], None] = lambda _: None
 
 
 def _no_files(_spec: Spec, **_directories: Path) -> dict[str, str]:
@@ -191,23 +193,18 @@ def _examine_campaign(spec: Spec, files: Mapping[str, str], runtime: Runtime) ->
 
 
 def _run_pipeline(work: Work) -> Done:
-    runtime = work.runtime
-    with runtime.ledger.write() as connection:
-        work.hold(connection)
+    spec = cast(PipelineSpec, work.job.spec)
+
+    def make_steps(connection: Connection) -> None:
         kinds_of = {job.name: job.kind for job in jobs.every(connection)}
 
         def step_job(name: str) -> tuple[str, Queue] | None:
             kind = KINDS.get(kinds_of.get(name, ""))
             return (kind.name, kind.queue) if kind else None
 
-        pipelines.expand(
-            connection,
-            work.run,
-            cast(PipelineSpec, work.job.spec),
-            step_job=step_job,
-            now=runtime.clock.now(),
-        )
-    return Done(state=RunState.UNDERWAY, result={})
+        pipelines.expand(connection, work.run, spec, step_job=step_job, now=work.runtime.clock.now())
+
+    return Done(state=RunState.UNDERWAY, result={}, also_write=make_steps)
 
 
 def _examine_pipeline(_spec: Spec, _files: Mapping[str, str], _runtime: Runtime) -> None:
@@ -219,18 +216,6 @@ def _counted(result: Any) -> dict[str, Any]:
     return {
         name: value.isoformat() if hasattr(value, "isoformat") else value
         for name, value in dataclasses.asdict(result).items()
-    }
-
-
-def mailed(connection: Connection, campaign_id: int) -> dict[str, Any]:
-    """What a campaign came to, as its run keeps it."""
-    campaign = campaigns.get(connection, campaign_id)
-    counts = deliveries.counts(connection, campaign_id)
-    return {
-        "campaign": campaign.name,
-        "audience": campaign.audience,
-        "duplicates": campaign.duplicates,
-        **{state.value: count for state, count in counts.items() if count},
     }
 
 

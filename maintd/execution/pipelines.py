@@ -13,7 +13,7 @@ from maintd.errors import did_you_mean
 from maintd.execution.queues import Queue
 from maintd.ledger import runs
 from maintd.ledger.runs import NewRun, Run
-from maintd.ledger.states import RUN_MOVES, RunState, is_final
+from maintd.ledger.states import RUN_MOVES, Cause, RunState, is_final
 from maintd.spec import Spec
 
 #: How a step's run tells its job's queue and kind; None when the job is gone.
@@ -61,7 +61,7 @@ def expand(connection: Connection, run: Run, spec: PipelineSpec, *, step_job: St
                 job=name,
                 kind=kind,
                 occurrence=run.name,
-                cause="step",
+                cause=Cause.STEP,
                 nominal_at=run.nominal_at,
                 options=run.options,
                 state=RunState.WAITING,
@@ -72,6 +72,11 @@ def expand(connection: Connection, run: Run, spec: PipelineSpec, *, step_job: St
             ),
             now=now,
         )
+
+
+def step_ended(connection: Connection, run: Run, *, now: datetime) -> set[Queue]:
+    """Tells the pipeline of a run, if it is a step of one, that it has ended; see `advance`."""
+    return set() if run.parent_id is None else advance(connection, run.parent_id, now=now)
 
 
 def advance(connection: Connection, parent_id: int, *, now: datetime) -> set[Queue]:

@@ -62,8 +62,12 @@ class Reconciler:
             back = recover.put_back_in_line(connection, now=now, limit=_LINE_CHUNK)
             recover.settle_cancelled(connection, now=now, limit=_BATCH_CHUNK)
             self._end_what_is_done(connection)
+        mailings.conclude(ledger, now=now)
         with ledger.read() as connection:
-            queues = {Queue(name) for name in runs.due_queues(connection, now=now)}
+            # A queue that only a newer version knows is for workers of that version.
+            queues = {
+                Queue(name) for name in runs.due_queues(connection, now=now) if name in frozenset(Queue)
+            }
             if batches.has_work(connection):
                 queues.add(Queue.MAIL_BULK)
         return Reconciled(
@@ -95,8 +99,7 @@ class Reconciler:
         if not runs.take_from_the_dead(connection, run, to=to, now=now, reason=reason):
             return False
         logger.warning("%s: %s", run.name, reason, extra={"run": run.id, "job": run.job})
-        if run.parent_id is not None:
-            pipelines.advance(connection, run.parent_id, now=now)
+        pipelines.step_ended(connection, run, now=now)
         return True
 
     def _free_batches(self) -> tuple[int, int]:
@@ -123,6 +126,6 @@ class Reconciler:
         now = self._runtime.clock.now()
         for campaign in campaigns.sending(connection):
             campaigns.finish_if_done(connection, campaign.id, now=now)
-        mailings.conclude(connection, now=now)
+        runs.skip_orphans(connection, now=now)
         for run in runs.underway(connection, kind="pipeline"):
             pipelines.advance(connection, run.id, now=now)

@@ -40,10 +40,13 @@ def open_runtime(settings: Settings, *, clock: Clock) -> Runtime:
         SchemaUnknown: The ledger has not the schema of this version.
         Unavailable: The ledger does not answer.
     """
-    timeout = settings.statement_timeout
     return Runtime(
         settings=settings,
-        ledger=open_ledger(settings.database_url.get_secret_value(), statement_timeout=timeout),
+        ledger=open_ledger(
+            settings.database_url.get_secret_value(),
+            statement_timeout=settings.statement_timeout,
+            idle_timeout=settings.lease,  # by then its claim is taken over anyway
+        ),
         sources=open_sources(settings),
         clock=clock,
         owner=f"{socket.gethostname()}:{os.getpid()}",

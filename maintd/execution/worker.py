@@ -75,8 +75,8 @@ class Worker:
         clock = self.runtime.clock
         until_s = clock.monotonic_s() + self.runtime.settings.wake_budget.total_seconds()
         self._loop.run(self._pump.run(stopping=lambda: self._stopping() or clock.monotonic_s() > until_s))
-        with self.runtime.ledger.write() as connection:
-            ready = mailings.conclude(connection, now=clock.now())
+        ready = mailings.conclude(self.runtime.ledger, now=clock.now())
+        with self.runtime.ledger.read() as connection:
             return ready | ({queue} if batches.has_work(connection) else set())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -27,7 +26,6 @@ class Batch:
 
     id: int
     campaign_id: int
-    lane: str
     lo: int
     hi: int
     wire_hi: int
@@ -35,29 +33,24 @@ class Batch:
     token: str | None
     counter: int
     owner: str | None
-    claimed_at: datetime | None
 
 
 class NotSending(ClaimLost):
     """The campaign was paused, cancelled or finished: no further window may go to the wire."""
 
 
-def claim(
-    connection: Connection, campaign_id: int, *, size: int, token: str, owner: str, now: datetime
-) -> Batch | None:
+def claim(connection: Connection, campaign_id: int, *, size: int, token: str, owner: str) -> Batch | None:
     """Takes a range that its holder left, else cuts the next one from the line.
 
     Returns:
         None when there is nothing to take.
     """
-    return _claim_left(connection, campaign_id, token=token, owner=owner, now=now) or _cut(
-        connection, campaign_id, size=size, token=token, owner=owner, now=now
+    return _claim_left(connection, campaign_id, token=token, owner=owner) or _cut(
+        connection, campaign_id, size=size, token=token, owner=owner
     )
 
 
-def _claim_left(
-    connection: Connection, campaign_id: int, *, token: str, owner: str, now: datetime
-) -> Batch | None:
+def _claim_left(connection: Connection, campaign_id: int, *, token: str, owner: str) -> Batch | None:
     left = sa.and_(
         batches.c.campaign_id == campaign_id, batches.c.state == BatchState.OPEN, batches.c.token.is_(None)
     )
@@ -70,14 +63,12 @@ def _claim_left(
     taken = connection.execute(
         sa.update(batches)
         .where(batches.c.id == candidate, left)
-        .values(token=token, owner=owner, claimed_at=now, counter=batches.c.counter + 1)
+        .values(token=token, owner=owner, counter=batches.c.counter + 1)
     )
     return get(connection, candidate) if taken.rowcount == 1 else None
 
 
-def _cut(
-    connection: Connection, campaign_id: int, *, size: int, token: str, owner: str, now: datetime
-) -> Batch | None:
+def _cut(connection: Connection, campaign_id: int, *, size: int, token: str, owner: str) -> Batch | None:
     line = connection.execute(
         # Locked, so that whoever cuts at the same time cuts the next range and does not go home with none.
         sa.select(campaigns.c.cut, campaigns.c.tail)
@@ -106,7 +97,6 @@ def _cut(
         "state": BatchState.OPEN,
         "token": token,
         "owner": owner,
-        "claimed_at": now,
     }
     return get(
         connection, connection.scalars(sa.insert(batches).values(values).returning(batches.c.id)).one()
@@ -142,8 +132,9 @@ def done(connection: Connection, batch: Batch) -> None:
 
     Raises:
         ClaimLost: Somebody else took the batch over.
+        NotSending: The campaign does not send (any more); what is deferred must not be forgotten with the batch.
     """
-    _hold(connection, batch, sending=False, state=BatchState.DONE, token=None)
+    _hold(connection, batch, sending=True, state=BatchState.DONE, token=None)
 
 
 def release(connection: Connection, batch: Batch, *, wire_hi: int) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from maintd.errors import JobFailed, UsageError, did_you_mean
 from maintd.ledger.states import CAMPAIGN_MOVES, BatchState, CampaignState, DeliveryState, RunState, sources
-from maintd.ledger.tables import batches, campaigns, deliveries, runs, templates
+from maintd.ledger.tables import IS_OPEN, batches, campaigns, deliveries, runs, templates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def finish_if_done(connection: Connection, campaign_id: int, *, now: datetime) -
     connection.execute(sa.select(campaigns.c.id).where(campaigns.c.id == campaign_id).with_for_update())
     open_batch = sa.exists().where(batches.c.campaign_id == campaign_id, batches.c.state == BatchState.OPEN)
     deferred = sa.exists().where(
-        deliveries.c.campaign_id == campaign_id, deliveries.c.state == DeliveryState.DEFERRED
+        deliveries.c.campaign_id == campaign_id, IS_OPEN, deliveries.c.state == DeliveryState.DEFERRED
     )
     changed = connection.execute(
         sa.update(campaigns)

@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from maintd.ledger.states import DELIVERY_MOVES, BatchState, DeliveryState, sources
-from maintd.ledger.tables import batches, campaigns, deliveries, suppressions
+from maintd.ledger.states import DELIVERY_MOVES, BatchState, CampaignState, DeliveryState, sources
+from maintd.ledger.tables import IS_OPEN, batches, campaigns, deliveries, suppressions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Outcome:
     """What became of a delivery, as it is written into its row.
 
     Attributes:
+        ordinal: The place in the line that the attempt had: sent again, a delivery has another one.
         state: The state it moves to.
         fact: A reply of the relay was read. A fact is merged into any state that allows the move; what is only
             inferred applies to a delivery that is still pending.
@@ -47,6 +48,7 @@ class Outcome:
     """
 
     recipient_key: bytes
+    ordinal: int
     state: DeliveryState
     fact: bool
     phase: str | None = None
@@ -110,7 +112,11 @@ def wipe(connection: Connection, campaign_id: int, *, limit: int) -> int:
     )
     chunk = sa.select(sa.func.max(edge.subquery().c.ordinal)).scalar_subquery()
     gone = connection.execute(
-        sa.delete(deliveries).where(deliveries.c.campaign_id == campaign_id, deliveries.c.ordinal <= chunk)
+        sa.delete(deliveries).where(
+            deliveries.c.campaign_id == campaign_id,
+            deliveries.c.ordinal <= chunk,
+            sa.exists().where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.ENROLLING),
+        )
     )
     return gone.rowcount
 
@@ -160,13 +166,16 @@ def settle_range(
 def settle(connection: Connection, campaign_id: int, outcomes: Iterable[Outcome], *, now: datetime) -> None:
     """Writes outcomes. A row whose state does not allow the move is left as it is.
 
-    Facts find their row by the recipient, not by the ordinal, which changes when a delivery goes back into the line.
+    An acceptance holds for the recipient, whichever attempt it answers. Anything else is said of one attempt only: it
+    does not touch a delivery that has gone back into the line since, and so has another ordinal.
     """
     groups: dict[tuple[DeliveryState, bool], list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault((outcome.state, outcome.fact), []).append(outcome)
     for (state, fact), group in groups.items():
         allowed = sources(DELIVERY_MOVES, state) if fact else [DeliveryState.PENDING]
+        accepted = fact and state is DeliveryState.SENT
+        attempt = sa.true() if accepted else deliveries.c.ordinal == sa.bindparam("at")
         statement = (
             sa.update(deliveries)
             .where(
@@ -174,6 +183,7 @@ def settle(connection: Connection, campaign_id: int, outcomes: Iterable[Outcome]
                 deliveries.c.recipient_key == sa.bindparam("key"),
                 # Spelled out, because an IN of several values cannot be executed for many rows at once.
                 sa.or_(*(deliveries.c.state == state for state in allowed)),
+                attempt,
             )
             .values(
                 state=state,
@@ -189,7 +199,8 @@ _SETTLED_WITH = ("phase", "code", "enhanced", "detail", "due_at")
 
 
 def _parameters(outcome: Outcome) -> dict[str, Any]:
-    return {"key": outcome.recipient_key} | {f"to_{name}": getattr(outcome, name) for name in _SETTLED_WITH}
+    settled = {f"to_{name}": getattr(outcome, name) for name in _SETTLED_WITH}
+    return {"key": outcome.recipient_key, "at": outcome.ordinal} | settled
 
 
 def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime, limit: int) -> int:
@@ -205,6 +216,7 @@ def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime,
         sa.select(deliveries.c.recipient_key)
         .where(
             deliveries.c.campaign_id == campaign_id,
+            IS_OPEN,
             deliveries.c.state == DeliveryState.DEFERRED,
             deliveries.c.due_at <= now,
         )
@@ -225,6 +237,21 @@ def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime,
     )
     connection.execute(sa.update(campaigns).where(campaigns.c.id == campaign_id).values(tail=tail + len(due)))
     return len(due)
+
+
+def cancel_deferred(connection: Connection, *, now: datetime, detail: str) -> int:
+    """Settles what cancelled campaigns have deferred: it will not come back into a line."""
+    cancelled = sa.select(campaigns.c.id).where(campaigns.c.state == CampaignState.CANCELLED)
+    changed = connection.execute(
+        sa.update(deliveries)
+        .where(
+            IS_OPEN,
+            deliveries.c.state == DeliveryState.DEFERRED,
+            deliveries.c.campaign_id.in_(cancelled),
+        )
+        .values(state=DeliveryState.CANCELLED, settled_at=now, detail=detail, due_at=None)
+    )
+    return changed.rowcount
 
 
 def resend_doubtful(
@@ -273,8 +300,9 @@ def uncertain(connection: Connection, *, campaign_id: int | None, limit: int) ->
     """The doubtful deliveries, of one campaign or of all."""
     query = (
         sa.select(deliveries)
-        .where(deliveries.c.state == DeliveryState.UNCERTAIN)
-        .order_by(deliveries.c.campaign_id, deliveries.c.ordinal)
+        .where(IS_OPEN, deliveries.c.state == DeliveryState.UNCERTAIN)
+        # The sum keeps SQLite from walking the whole campaign for the sake of the order.
+        .order_by(deliveries.c.campaign_id, deliveries.c.ordinal + 0)
         .limit(limit)
     )
     if campaign_id is not None:

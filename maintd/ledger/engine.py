@@ -39,13 +39,29 @@ class SchemaUnknown(MaintdError):
     """The ledger's schema is not the one that this version of maintd works with."""
 
 
-def ledger_database(url: str, *, statement_timeout: timedelta | None = None) -> Database:
+def ledger_database(
+    url: str, *, statement_timeout: timedelta | None = None, idle_timeout: timedelta | None = None
+) -> Database:
     """The database of the ledger, whatever its schema; nothing is opened yet."""
-    return Database(url, name="ledger", owned=True, schema=SCHEMA, statement_timeout=statement_timeout)
+    return Database(
+        url,
+        name="ledger",
+        owned=True,
+        schema=SCHEMA,
+        statement_timeout=statement_timeout,
+        idle_timeout=idle_timeout,
+    )
 
 
-def open_ledger(url: str, *, statement_timeout: timedelta | None = None) -> Database:
+def open_ledger(
+    url: str, *, statement_timeout: timedelta | None = None, idle_timeout: timedelta | None = None
+) -> Database:
     """Opens a ledger whose schema is right.
+
+    Args:
+        url: Of its database.
+        statement_timeout: See `Database`.
+        idle_timeout: See `Database`.
 
     Raises:
         SchemaUnknown: It has none, an older or a newer one; the message names the cure.
@@ -54,7 +70,7 @@ def open_ledger(url: str, *, statement_timeout: timedelta | None = None) -> Data
     path = sqlite_path(sa.make_url(url)) if url.startswith("sqlite") else None
     if path is not None and not path.exists():
         raise SchemaUnknown(f"there is no ledger at {path}; run `maintd migrate` to make it")
-    ledger = ledger_database(url, statement_timeout=statement_timeout)
+    ledger = ledger_database(url, statement_timeout=statement_timeout, idle_timeout=idle_timeout)
     found, wanted = schema_revision(ledger), head_revision()
     if found != wanted:
         ledger.dispose()

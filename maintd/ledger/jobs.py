@@ -141,6 +141,6 @@ def stamp(connection: Connection) -> int:
 
 def move_stamp(connection: Connection) -> None:
     """Tells every mirror of the jobs that it is out of date."""
-    connection.execute(
-        sa.update(meta).where(meta.c.name == "jobs_stamp").values(value=str(stamp(connection) + 1))
-    )
+    # In one statement, so that of two at once neither is lost.
+    moved = sa.cast(sa.cast(meta.c.value, sa.Integer) + 1, sa.Text)
+    connection.execute(sa.update(meta).where(meta.c.name == "jobs_stamp").values(value=moved))

@@ -28,10 +28,10 @@ class Miss:
     reason: str
 
 
-def record(connection: Connection, ranges: Sequence[Miss], *, now: datetime) -> None:
+def record(connection: Connection, ranges: Sequence[Miss]) -> None:
     """Writes ranges down."""
     if ranges:
-        connection.execute(sa.insert(misses), [{**miss.__dict__, "recorded_at": now} for miss in ranges])
+        connection.execute(sa.insert(misses), [miss.__dict__ for miss in ranges])
 
 
 def latest(connection: Connection, *, job: str | None, limit: int) -> list[Miss]:

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from maintd.errors import ClaimLost
-from maintd.ledger.states import RUN_MOVES, UNFINISHED_RUNS, RunState, is_final, sources
+from maintd.ledger.states import RUN_MOVES, UNFINISHED_RUNS, Cause, RunState, is_final, sources
 from maintd.ledger.tables import jobs, runs
 
 
@@ -24,7 +24,7 @@ class Run:
     job: str
     kind: str
     occurrence: str
-    cause: str
+    cause: Cause
     nominal_at: datetime
     options: dict[str, Any]
     state: RunState
@@ -57,7 +57,7 @@ class NewRun:
     job: str
     kind: str
     occurrence: str
-    cause: str
+    cause: Cause
     nominal_at: datetime
     options: dict[str, Any]
     state: RunState
@@ -112,6 +112,12 @@ def get(connection: Connection, run_id: int) -> Run | None:
     """The run with that id."""
     row = connection.execute(sa.select(runs).where(runs.c.id == run_id)).mappings().first()
     return Run(**row) if row else None
+
+
+def of_occurrence(connection: Connection, *, job: str, occurrence: str) -> Run:
+    """The run of an occurrence, which must exist."""
+    (run,) = _select(connection, sa.and_(runs.c.job == job, runs.c.occurrence == occurrence))
+    return run
 
 
 def claim(connection: Connection, *, queue: str, token: str, owner: str, now: datetime) -> Run | None:
@@ -310,6 +316,19 @@ def lock(connection: Connection, run_id: int) -> Run | None:
     query = sa.select(runs).where(runs.c.id == run_id).with_for_update()
     row = connection.execute(query).mappings().first()
     return Run(**row) if row else None
+
+
+def skip_orphans(connection: Connection, *, now: datetime) -> int:
+    """Skips steps that wait although their pipeline is over, so that they keep no later run of their job away."""
+    parent = runs.alias()
+    over = [state for state in RunState if is_final(RUN_MOVES, state)]
+    orphaned = sa.exists().where(parent.c.id == runs.c.parent_id, parent.c.state.in_(over))
+    changed = connection.execute(
+        sa.update(runs)
+        .where(runs.c.state == RunState.WAITING, orphaned)
+        .values(state=RunState.SKIPPED, finished_at=now, reason="its pipeline was over before it could begin")
+    )
+    return changed.rowcount
 
 
 def unfinished_jobs(connection: Connection, names: Sequence[str]) -> set[str]:

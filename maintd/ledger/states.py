@@ -22,6 +22,14 @@ class RunState(StrEnum):
     CANCELLED = "cancelled"  #: a person took it back
 
 
+class Cause(StrEnum):
+    """Why a run was made."""
+
+    SCHEDULE = "schedule"  #: its instant had come
+    MANUAL = "manual"  #: somebody asked for it
+    STEP = "step"  #: a pipeline has it as a step
+
+
 class CampaignState(StrEnum):
     """Where one edition of a mailing stands."""
 

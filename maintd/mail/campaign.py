@@ -16,6 +16,7 @@ from maintd.errors import Problem, Problems, did_you_mean
 from maintd.mail.address import parse_address, parse_from
 from maintd.mail.templates import Bundle, MailTemplate, read_bundle
 from maintd.spec import Duration, Spec
+from maintd.textfile import read_text
 
 SQL_PREFIX = "sql/"
 TEMPLATE_PREFIX = "template/"
@@ -28,8 +29,8 @@ class AudienceSpec(Spec):
     """Who gets the mail."""
 
     sql: str
-    """A file beside the job file holding one whole SELECT. It runs read-only; its columns are what the template may
-    use."""
+    """A file in `MAINTD_SCHEDULES_DIR` holding one whole SELECT. It runs read-only; its columns are what the template
+    may use."""
     address: str = "email"
     """The column with the e-mail address."""
     recipient: str | None = None
@@ -58,7 +59,7 @@ class CampaignSpec(Spec):
     """Names that the template gets with the rows of a query: `{ top = "top-titles.sql" }`. Asked once an edition, the
     same for every recipient; at most 1,000 rows each."""
     template: str
-    """The folder of the mail in the templates directory."""
+    """The subdirectory of the mail in the templates directory."""
     from_: str | None = Field(default=None, alias="from")
     """The sender, such as `Acme <news@acme.example>`; without it `MAINTD_MAIL_FROM`."""
     reply_to: str | None = None
@@ -109,14 +110,10 @@ def read_files(spec: CampaignSpec, *, schedules: Path, templates: Path) -> dict[
         ("audience.sql", spec.audience.sql),
         *((f"shared.{n}", f) for n, f in spec.shared.items()),
     ]:
-        path = schedules / name
-        if not path.is_file():
-            known = [found.name for found in schedules.glob("*.sql")]
-            problems.append(
-                Problem(where=key, what=f"there is no file {path}", cure=did_you_mean(name, known))
-            )
-        else:
-            files[SQL_PREFIX + name] = path.read_text(encoding="utf-8")
+        try:
+            files[SQL_PREFIX + name] = _statement(schedules, name, key=key)
+        except Problems as error:
+            problems.extend(error.problems)
     try:
         bundle = read_bundle(templates, spec.template)
         files |= {TEMPLATE_PREFIX + name: text for name, text in bundle.files.items()}
@@ -125,6 +122,15 @@ def read_files(spec: CampaignSpec, *, schedules: Path, templates: Path) -> dict[
     if problems:
         raise Problems(problems)
     return files
+
+
+def _statement(schedules: Path, name: str, *, key: str) -> str:
+    path = schedules / name
+    if not path.is_file():
+        known = [found.name for found in schedules.glob("*.sql")]
+        cure = did_you_mean(name, known)
+        raise Problems([Problem(where=key, what=f"there is no file {path}", cure=cure)])
+    return read_text(path)
 
 
 def bundle_of(spec: CampaignSpec, files: Mapping[str, str]) -> Bundle:

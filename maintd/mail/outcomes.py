@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import DeliveryState
 from maintd.retry import Backoff
-from maintd.smtp.session import Result, Verdict
+from maintd.smtp.session import Phase, Result, Verdict
 
 #: RFC 5321 §4.5.4.1 asks for at least 30 minutes between tries in general and a quicker second try or two; greylisting
 #: commonly lets the second try pass after five minutes.
@@ -24,17 +24,33 @@ _STATES = {
 }
 
 
+#: Results in a row that speak of the sender or the relay and not of the recipient, until the campaign is paused.
+MOST_OMINOUS = 25
+
+
+def is_ominous(result: Result) -> bool:
+    """Whether a result says that the next recipients would fare no better: anything but a word on this recipient."""
+    refused = result.verdict is Verdict.REJECTED and result.reply is not None
+    return result.verdict is Verdict.UNCERTAIN or (refused and result.phase is not Phase.RCPT)
+
+
 def outcome_of(delivery: Delivery, result: Result, *, now: datetime) -> Outcome:
     """What a result does to its delivery. `UNSENT`, when it comes here at all, waits like `DEFERRED`."""
-    if result.verdict in (Verdict.DEFERRED, Verdict.UNSENT):
+    if result.verdict in (Verdict.DEFERRED, Verdict.UNSENT) or _refuses_sender(result):
         return _deferred(delivery, result, now=now)
     return _outcome(delivery, result, state=_STATES[result.verdict])
 
 
-def cut_off(recipient_key: bytes) -> Outcome:
+def _refuses_sender(result: Result) -> bool:
+    """A refusal of MAIL is about who sends (RFC 5321 §4.2.3: 530, 550 policy …): it is no word on the recipient."""
+    return result.verdict is Verdict.REJECTED and result.phase is Phase.MAIL and result.reply is not None
+
+
+def cut_off(recipient_key: bytes, *, ordinal: int) -> Outcome:
     """A message that was on the wire when its sender had to let go of it."""
     return Outcome(
         recipient_key=recipient_key,
+        ordinal=ordinal,
         state=DeliveryState.UNCERTAIN,
         fact=False,
         phase="dot",
@@ -46,6 +62,7 @@ def refused_here(delivery: Delivery, reason: str) -> Outcome:
     """A message that cannot be made for this recipient."""
     return Outcome(
         recipient_key=delivery.recipient_key,
+        ordinal=delivery.ordinal,
         state=DeliveryState.REJECTED,
         fact=False,
         phase="render",
@@ -79,6 +96,7 @@ def _outcome(
     reply = result.reply
     return Outcome(
         recipient_key=delivery.recipient_key,
+        ordinal=delivery.ordinal,
         state=state,
         fact=reply is not None,
         phase=result.phase.value,

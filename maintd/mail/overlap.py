@@ -29,10 +29,10 @@ class Overlap:
         audience: Rows of the audience; an address that it has twice counts twice.
         invalid: Rows whose address cannot be used.
         suppressed: Rows whose address is on the suppression list.
-        mailed: Recipients in the audience whom one of the editions was sent to, doubtful ones included.
+        mailed: Recipients in the audience whom one of the editions was sent to, uncertain ones included.
         to_come: Recipients in the audience whom none was sent to, but one of the editions is still going to be.
         samples: The first few addresses.
-        invalid_samples: The first few that cannot be used, each with the reason.
+        invalid_samples: The first few that cannot be used: the address as Python writes it, and the reason.
     """
 
     editions: Mapping[str, str]
@@ -42,7 +42,7 @@ class Overlap:
     mailed: int
     to_come: int
     samples: tuple[str, ...]
-    invalid_samples: tuple[str, ...]
+    invalid_samples: tuple[tuple[str, str], ...]
 
 
 def count_overlap(
@@ -93,7 +93,7 @@ class _Counter:
         self._seen = _Seen()
         self.counts = dict.fromkeys(("audience", "invalid", "suppressed", "mailed", "to_come"), 0)
         self.samples: list[str] = []
-        self.invalid_samples: list[str] = []
+        self.invalid_samples: list[tuple[str, str]] = []
 
     def count(self, rows: Sequence[Row]) -> None:
         """Adds a chunk of the audience."""
@@ -126,7 +126,7 @@ class _Counter:
                 address = parse_address(None if text is None else str(text))
             except InvalidAddress as error:
                 if len(self.invalid_samples) < _MOST_SAMPLES:
-                    self.invalid_samples.append(f"{text!r}: {error}")
+                    self.invalid_samples.append((repr(text), str(error)))
                 continue
             if len(self.samples) < _MOST_SAMPLES:
                 self.samples.append(address.mailbox)

@@ -10,6 +10,8 @@ from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.states import DeliveryState
 
+_CANCELLED = "the campaign was cancelled"
+
 
 def recover(connection: Connection, batch: Batch, *, now: datetime) -> int | None:
     """Ends the claim of a vanished sender and names what nobody can know.
@@ -68,10 +70,10 @@ def settle_cancelled(connection: Connection, *, now: datetime, limit: int) -> in
             lo=batch.lo,
             hi=batch.hi,
             now=now,
-            detail="the campaign was cancelled",
+            detail=_CANCELLED,
         )
         batches.close_left(connection, batch)
-    return settled
+    return settled + deliveries.cancel_deferred(connection, now=now, detail=_CANCELLED)
 
 
 def put_back_in_line(connection: Connection, *, now: datetime, limit: int) -> int:

@@ -31,6 +31,7 @@ from jinja2 import (
 
 from maintd.errors import MaintdError, Problem, Problems, did_you_mean
 from maintd.mail.message import is_header_safe
+from maintd.textfile import read_text
 
 _FORMAT_VERSION = 1
 _BLANKS = re.compile(r"[ \t\r\n\xa0]+")
@@ -131,14 +132,10 @@ class _Reader:
             self._report(referrer, f'there is no file "{path}"', did_you_mean(path, self._known()))
             return None
         try:
-            return file.read_text(
-                encoding="utf-8-sig"
-            )  # editors of Windows put a mark before the first character
-        except UnicodeDecodeError as error:
-            self._report(file, f"it is not UTF-8: octet {error.start + 1} is wrong", "save it as UTF-8")
-        except OSError as error:
-            self._report(file, f"it cannot be read: {error.strerror}")
-        return None
+            return read_text(file)
+        except Problems as error:
+            self.problems.extend(error.problems)
+            return None
 
     def _known(self) -> Iterator[str]:
         files = (*self._directory.glob("*.*"), *self._directory.glob("*/*.*"))

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from maintd.database import Dialect
 from maintd.ratings.columns import Columns
-from maintd.ratings.formulas import Bayesian, Formula, score, score_sql, summand
+from maintd.ratings.formulas import Bayesian, Formula, score, score_sql, total_sql
 
 _INSERT: dict[Dialect, Callable[[sa.Table], sqlite.Insert | postgresql.Insert]] = {
     "sqlite": sqlite.insert,
@@ -23,12 +23,9 @@ _INSERT: dict[Dialect, Callable[[sa.Table], sqlite.Insert | postgresql.Insert]] 
 def tallies(formula: Formula, columns: Columns, *, dialect: Dialect) -> sa.Select[Any]:
     """Each `item` that has events, the number of its `events`, and their `total` as the formula wants it."""
     item, value = columns.event_item, columns.event_value
-    addend = summand(formula, value)
-    if dialect == "postgresql" and isinstance(addend.type, sa.Float):
-        # Parallel workers add in any order, and a sum of floats would differ in its last bits from run to run.
-        addend = sa.cast(addend, sa.Numeric)
+    total = total_sql(formula, value, dialect=dialect)
     return (
-        sa.select(item.label("item"), sa.func.count().label("events"), sa.func.sum(addend).label("total"))
+        sa.select(item.label("item"), sa.func.count().label("events"), total.label("total"))
         .where(item.is_not(None), value.is_not(None))
         .group_by(item)
     )
@@ -125,12 +122,17 @@ class Drift:
         )
 
     def empty(self) -> sa.Update:
-        """Writes the rows of `emptied`."""
+        """Writes the rows of `emptied`, after those of `rescored` were written."""
+        # By then every item that has events has a row that is not empty. If no other row is, the join is spared.
+        item, score, events = self.columns.item, self.empty_score, sa.literal(0)
+        filled = sa.select(sa.func.count()).where(
+            item.is_not(None), self._differs(score=score, events=events)
+        )
         rows = self.emptied.subquery("emptied")
         return (
             sa.update(self.columns.target)
-            .where(self.columns.item.in_(sa.select(rows.c.item)))
-            .values({self.columns.score: self.empty_score, self.columns.count: 0})
+            .where(item.in_(sa.select(rows.c.item).where(filled.scalar_subquery() > self.totals.items)))
+            .values({self.columns.score: score, self.columns.count: events})
         )
 
     def _differs(

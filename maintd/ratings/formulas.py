@@ -1,7 +1,7 @@
 """What a rating is: each formula once as plain Python and once as SQL, and both give the same bits.
 
-Every formula needs two numbers of an item: how many events it has (`count`) and what they add up to (`total`). Sums
-are exact, and from there on both forms do the same IEEE 754 double operations in the same order.
+Every formula needs two numbers of an item: how many events it has (`count`) and what they add up to (`total`). Both
+forms do the same IEEE 754 double operations on these, in the same order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import sqlalchemy as sa
 from pydantic import Field
 
+from maintd.database import Dialect
 from maintd.spec import Spec
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -98,7 +99,7 @@ def score(formula: Formula, *, total: float, count: int, prior_mean: float | Non
 
     Args:
         formula: Which one, with its parameters.
-        total: The sum over the item's events of what `summand` gives.
+        total: The sum of its values; for `wilson`, how many of them are positive.
         count: How many events it has.
         prior_mean: For `bayesian`; None when there is no event at all, and then there is no score.
     """
@@ -113,15 +114,20 @@ def score(formula: Formula, *, total: float, count: int, prior_mean: float | Non
             return wilson(positives=int(total), count=count, z=z)
 
 
-def summand(formula: Formula, value: SqlNumber) -> SqlNumber:
-    """What one event adds to its item's total: its value, or 1 if it is positive."""
-    if not isinstance(formula, Wilson):
-        return value
-    # Compared as what the column keeps: 4.1 as a REAL is below 4.1 as a DOUBLE PRECISION. An integer is not, lest 3.5
-    # become 4.
+def total_sql(formula: Formula, value: SqlNumber, *, dialect: Dialect) -> SqlNumber:
+    """The aggregate that gives an item's total: the sum of its values or the number of the positive ones."""
+    if isinstance(formula, Wilson):
+        return sa.func.count().filter(value >= _threshold_sql(formula, value))
+    if dialect == "postgresql" and isinstance(value.type, sa.Float):
+        # Parallel workers add in any order, and a sum of floats would differ in its last bits from run to run.
+        return sa.func.sum(sa.cast(value, sa.Numeric))
+    return sa.func.sum(value)
+
+
+def _threshold_sql(formula: Wilson, value: SqlNumber) -> SqlNumber:
+    # As the column keeps it: 4.1 as a REAL is below 4.1 as a DOUBLE PRECISION. But never as an INTEGER: 3.5 is not 4.
     kind = next((kind for kind in (sa.Numeric, sa.REAL) if isinstance(value.type, kind)), sa.Double)
-    threshold = sa.cast(sa.literal(formula.positive_from, sa.Double), kind)
-    return sa.case((value >= threshold, 1), else_=0)
+    return sa.cast(sa.literal(formula.positive_from, sa.Double), kind)
 
 
 def score_sql(formula: Formula, *, total: SqlNumber, count: SqlNumber, prior_mean: float | None) -> SqlNumber:

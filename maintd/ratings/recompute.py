@@ -21,8 +21,6 @@ from maintd.ratings.columns import Columns
 from maintd.ratings.drift import Drift, Totals, tallies
 from maintd.ratings.spec import RatingsSpec
 
-__all__ = ["Change", "Plan", "RatingsSpec", "Recomputed", "dry_run", "examine", "recompute"]
-
 _SAMPLES = 5
 
 

@@ -14,21 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
-from pydantic import (
-    BeforeValidator,
-    Field,
-    PlainSerializer,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from maintd.errors import did_you_mean
-from maintd.spec import Duration, Spec
+from maintd.spec import Duration, Spec, ZonedInstant
 
 Gap = Literal["shift", "skip"]
 Fold = Literal["once", "twice"]
@@ -55,32 +48,6 @@ class Occurrence:
 
     at: datetime
     label: str
-
-
-def _instant(value: Any) -> datetime:
-    try:
-        instant = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-        in_utc = instant.astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError('not an instant; write it like "2026-01-01T06:00:00Z"') from None
-    if instant.tzinfo is None:
-        raise ValueError(
-            'an instant needs its offset from UTC, such as the Z at the end of "2026-01-01T06:00:00Z"'
-        )
-    return in_utc
-
-
-def _written(instant: datetime) -> str:
-    return instant.isoformat().replace("+00:00", "Z")
-
-
-Instant = Annotated[
-    datetime,
-    BeforeValidator(_instant),
-    PlainSerializer(_written, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-01T06:00:00Z"]}),
-]
-"""A point in time, written in ISO 8601 with its offset from UTC."""
 
 
 @lru_cache(maxsize=4096)
@@ -148,7 +115,7 @@ class When(Spec):
     """What happens to a wall time that exists twice because clocks go back: `"once"` runs the job the first time,
     `"twice"` both times. If not given: `"twice"` where the hour field of `cron` is `*` or `*/n` or names all 24 hours,
     otherwise `"once"`."""
-    anchor: Instant = _EPOCH
+    anchor: ZonedInstant = _EPOCH
     """An instant from which `every` counts, backwards too: it sets the phase, not the beginning."""
     missed: Literal["once", "skip", "all"] = "once"
     """What happens to instants at which nothing was there to run the job: `"once"` runs the latest of them, `"skip"`
@@ -184,8 +151,8 @@ class When(Spec):
     @classmethod
     def _is_known(cls, timezone: str) -> str:
         if timezone not in _zone_names():
-            near = did_you_mean(timezone, _zone_names())
-            cure = near if near.startswith("did") else 'use an IANA name such as "Europe/Berlin"'
+            near = did_you_mean(timezone, _zone_names(), listing=False)
+            cure = near or 'use an IANA name such as "Europe/Berlin"'
             raise ValueError(f'there is no time zone "{timezone}"; {cure}')
         return timezone
 

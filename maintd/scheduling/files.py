@@ -17,6 +17,7 @@ from maintd.errors import Problem, Problems, did_you_mean
 from maintd.scheduling.job import Job, JobHeader
 from maintd.scheduling.wording import given, in_words, keys_of, quoted
 from maintd.spec import Duration, Spec
+from maintd.textfile import read_text
 
 _NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 _S = TypeVar("_S", bound=Spec)
@@ -141,17 +142,12 @@ def _job_files(directory: Path) -> list[Path]:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        problem = Problem(where=path.name, what=f"cannot be read: {error.strerror}")
-    except UnicodeDecodeError as error:
-        problem = Problem(where=path.name, what=f"is not UTF-8 text at byte {error.start}")
+        return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         place = re.search(r" \(at line (\d+), column \d+\)$", str(error))
         where = f"{path.name}:{place[1]}" if place else path.name
         message = str(error)[: place.start() if place else None]
-        problem = Problem(where=where, what=f"is not valid TOML: {message}")
-    raise Problems([problem])
+        raise Problems([Problem(where=where, what=f"is not valid TOML: {message}")]) from None
 
 
 def _repeated(name: str, file: str, *, first_file: str) -> list[Problem]:
@@ -206,6 +202,3 @@ def _validated(
 
 def _iso(value: date | time) -> str:
     return value.isoformat()
-
-
-# How pydantic's errors read in the words of a job file.

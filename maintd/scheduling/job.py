@@ -16,7 +16,8 @@ _LONGEST_WAIT = timedelta(hours=1)
 
 
 class Retry(Spec):
-    """How a failed run is tried again."""
+    """How a failed run is tried again, where the reason may pass: a service that is away, or an unexpected error. What
+    cannot succeed, such as a missing column or a cap that stopped it, fails at once."""
 
     attempts: int = Field(default=3, ge=1, le=20)
     """How often a run is tried in all, the first time included."""
@@ -36,13 +37,15 @@ class JobHeader(Spec):
     description: str = ""
     """A sentence for people, shown wherever the job is."""
     enabled: bool = True
-    """Whether the job runs when it is due. A disabled one can still be run by hand."""
+    """Whether the job runs when it is due. A disabled one can still be run by hand, and a pipeline still runs it as its
+    step."""
     when: When | None = None
     """When the job is due. Without it the job runs by hand or as a step of a pipeline."""
     timeout: Duration = timedelta(hours=1)
-    """The longest that one attempt may take before it is stopped and counts as failed."""
+    """The longest that one attempt may take before it is stopped and counts as failed. It is looked at between batches:
+    a single SQL statement is bounded by `MAINTD_STATEMENT_TIMEOUT`, and a mailing under way by its `expires`."""
     retry: Retry = Retry()
-    """How a failed run is tried again."""
+    """How a run that failed for a reason that may pass is tried again."""
     on_lost: Literal["retry", "park"] = "retry"
     """What happens to a run whose worker vanished, so that nobody knows how far it came: `"retry"` starts it again,
     `"park"` leaves it for a person to decide."""

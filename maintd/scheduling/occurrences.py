@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from maintd.database import Database
-from maintd.errors import ClaimLost, JobFailed
+from maintd.errors import JobFailed
 from maintd.ledger import jobs, misses, runs
 from maintd.ledger.jobs import StoredJob
 from maintd.ledger.misses import Miss
 from maintd.ledger.runs import NewRun
-from maintd.ledger.states import RunState
+from maintd.ledger.states import Cause, RunState
 from maintd.scheduling.calendar import When, next_occurrence
 from maintd.scheduling.job import JobHeader
 from maintd.scheduling.policy import CatchUp, Missed, catch_up
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Jobs in one transaction: a thousand due at once are a few short transactions and never one long one.
 CHUNK = 500
+#: The queue of a kind; None for a kind that this version does not know.
+QueueOf = Callable[[str], str | None]
 #: Occurrences of one job in one transaction, for those that catch up on all they missed.
 MOST_RUNS = 100
 
@@ -45,23 +47,32 @@ class Fired:
     queues: set[str]
 
 
-def fire(ledger: Database, names: Sequence[str], *, now: datetime, queue_of: Callable[[str], str]) -> Fired:
+class _CursorMoved(Exception):
+    """Somebody else moved a cursor of the chunk: nothing of it may be recorded."""
+
+
+def fire(ledger: Database, names: Sequence[str], *, now: datetime, queue_of: QueueOf) -> Fired:
     """Makes the runs that are due for these jobs.
+
+    A chunk in which a job was changed at the same moment, by an apply or another beat, is left for the next look.
 
     Args:
         ledger: Where jobs and runs are.
         names: Jobs that may be due; the ledger decides whether they are.
         now: The present instant.
-        queue_of: The queue of a kind.
+        queue_of: Knows the kinds.
 
     Raises:
-        ClaimLost: Another beat moved a cursor meanwhile; that chunk was rolled back.
         Unavailable: The ledger does not answer; a chunk is recorded whole or not at all.
     """
     fired = Fired(created=0, next_at={}, queues=set())
     for start in range(0, len(names), CHUNK):
-        with ledger.write() as connection:
-            part = _fire_chunk(connection, names[start : start + CHUNK], now=now, queue_of=queue_of)
+        try:
+            with ledger.write() as connection:
+                part = _fire_chunk(connection, names[start : start + CHUNK], now=now, queue_of=queue_of)
+        except _CursorMoved:
+            logger.info("a job was changed while it was looked at; it is looked at again")
+            continue
         fired = Fired(
             created=fired.created + part.created,
             next_at=fired.next_at | part.next_at,
@@ -70,19 +81,17 @@ def fire(ledger: Database, names: Sequence[str], *, now: datetime, queue_of: Cal
     return fired
 
 
-def _fire_chunk(
-    connection: Connection, names: Sequence[str], *, now: datetime, queue_of: Callable[[str], str]
-) -> Fired:
+def _fire_chunk(connection: Connection, names: Sequence[str], *, now: datetime, queue_of: QueueOf) -> Fired:
     """Decides about every job first, then writes it all down: runs, misses and cursors in a few statements."""
     scheduled = [job for job in jobs.some(connection, list(names)) if is_scheduled(job)]
-    decided = [one for job in scheduled if (one := _decide_or_pause(connection, job, now=now))]
+    decided = [
+        one for job in scheduled if (one := _decide_or_pause(connection, job, now=now, queue_of=queue_of))
+    ]
     busy = runs.unfinished_jobs(connection, names)
-    new = [run for one in decided for run in _new_runs(one, busy, now=now, queue_of=queue_of)]
+    new = [run for one in decided for run in _new_runs(one, busy, now=now)]
     created = runs.create_all(connection, new, now=now)
     misses.record(
-        connection,
-        [_miss(one.job.name, missed) for one in decided for missed in one.catch_up.missed],
-        now=now,
+        connection, [_miss(one.job.name, missed) for one in decided for missed in one.catch_up.missed]
     )
     moves = [
         jobs.Advance(
@@ -91,7 +100,7 @@ def _fire_chunk(
         for one in decided
     ]
     if not jobs.advance(connection, moves):
-        raise ClaimLost("a job's cursor was moved by another beat")
+        raise _CursorMoved
     queued = [run for run in new if run.state is RunState.QUEUED and (run.job, run.occurrence) in created]
     next_at = {one.job.name: one.next_at for one in decided}
     return Fired(
@@ -107,32 +116,42 @@ class _Decision:
 
     job: StoredJob
     header: JobHeader
+    queue: str
     catch_up: CatchUp
     next_at: datetime | None
 
 
-def _decide_or_pause(connection: Connection, job: StoredJob, *, now: datetime) -> _Decision | None:
+def _decide_or_pause(
+    connection: Connection, job: StoredJob, *, now: datetime, queue_of: QueueOf
+) -> _Decision | None:
     """A job that this version cannot read must not keep the others from firing, and must not fail unseen."""
     try:
-        return _decide(job, now=now)
+        return _decide(job, now=now, queue_of=queue_of)
     except JobFailed as error:
         logger.error("job %s is paused: %s", job.name, error)
         jobs.set_paused(connection, job.name, paused_at=now, reason=str(error))
         return None
 
 
-def _decide(job: StoredJob, *, now: datetime) -> _Decision:
+def _decide(job: StoredJob, *, now: datetime, queue_of: QueueOf) -> _Decision:
     header = header_of(job)
+    queue = queue_of(job.kind)
+    if queue is None:
+        raise JobFailed(f'this version of maintd knows no kind "{job.kind}"; use a newer one, then resume it')
     assert header.when is not None
     assert job.cursor_at is not None
     decided = catch_up(header.when, cursor=job.cursor_at, now=now, limit=MOST_RUNS)
     following = next_occurrence(header.when, after=decided.cursor)
-    return _Decision(job=job, header=header, catch_up=decided, next_at=following.at if following else None)
+    return _Decision(
+        job=job,
+        header=header,
+        queue=queue,
+        catch_up=decided,
+        next_at=following.at if following else None,
+    )
 
 
-def _new_runs(
-    decision: _Decision, busy: set[str], *, now: datetime, queue_of: Callable[[str], str]
-) -> Iterator[NewRun]:
+def _new_runs(decision: _Decision, busy: set[str], *, now: datetime) -> Iterator[NewRun]:
     """The runs of the occurrences that are due; one that overlaps is written down as skipped."""
     job, header = decision.job, decision.header
     for occurrence in decision.catch_up.runs:
@@ -141,11 +160,11 @@ def _new_runs(
             job=job.name,
             kind=job.kind,
             occurrence=occurrence.label,
-            cause="schedule",
+            cause=Cause.SCHEDULE,
             nominal_at=occurrence.at,
             options=options_of(header.when),
             state=RunState.SKIPPED if overlaps else RunState.QUEUED,
-            queue=queue_of(job.kind),
+            queue=decision.queue,
             due_at=now,
             reason="the run before it was still going" if overlaps else None,
         )

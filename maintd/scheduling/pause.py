@@ -83,7 +83,7 @@ def _record_missed(connection: Connection, job: StoredJob, when: When, *, now: d
         exact=missed.exact,
         reason=f"{missed.reason}: {job.pause_reason}",
     )
-    misses.record(connection, [miss], now=now)
+    misses.record(connection, [miss])
     return miss
 
 

@@ -126,8 +126,7 @@ def _cure(detail: ErrorDetails, model: type[BaseModel]) -> str:
 
 def _nearest(wrong: Any, listed: str) -> str:
     """The nearest of the choices that pydantic lists as `'a', 'b' or 'c'`; nothing if none is near."""
-    near = did_you_mean(str(wrong), re.findall(r"'([^']*)'", listed))
-    return near if near.startswith("did") else ""
+    return did_you_mean(str(wrong), re.findall(r"'([^']*)'", listed), listing=False)
 
 
 def _keys_beside(loc: Sequence[str | int], model: type[BaseModel]) -> set[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from maintd.errors import JobFailed
+from maintd.errors import MaintdError
 
 _INDEX = "index.jsonl"
 _MESSAGES = "messages"
@@ -55,7 +55,7 @@ class Mailbox:
             store: Whether the messages themselves are kept, beside their index lines.
 
         Raises:
-            JobFailed: Another process is writing to it.
+            MaintdError: Another process is writing to it.
         """
         self._messages = directory / _MESSAGES
         self._store = store
@@ -71,7 +71,7 @@ class Mailbox:
         try:
             fcntl.flock(self._index, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise JobFailed(
+            raise MaintdError(
                 f"another sink is writing to {directory}; stop it or name another directory"
             ) from None
         os.ftruncate(self._index, _whole_lines(directory))

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from maintd.clock import Clock
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
-from maintd.smtp.mailbox import Accepted, Mailbox, read_index
-
-__all__ = ["Accepted", "Action", "Moment", "Script", "Sink", "Step", "Then", "read_index", "serve_forever"]
+from maintd.smtp.mailbox import Mailbox
 
 _LONGEST_LINE = 8_192  # octets; RFC 5321 §4.5.3.1.4 wants 512 and more for extensions
 _LARGEST_MESSAGE = 64 * 2**20
@@ -71,7 +69,7 @@ class Sink:
 
         Raises:
             OSError: The address cannot be had.
-            JobFailed: Another sink writes to the mailbox.
+            MaintdError: Another sink writes to the mailbox.
         """
         if self._directory is not None:
             self._mailbox = Mailbox(self._directory, store=self._store)
@@ -389,7 +387,7 @@ async def serve_forever(
 
     Raises:
         OSError: The address cannot be had.
-        JobFailed: Another sink writes to the directory.
+        MaintdError: Another sink writes to the directory.
     """
     sink = Sink(directory, clock=clock)
     listening(await sink.start(host, port))

@@ -21,11 +21,6 @@ class Sources:
         self._statement_timeout = statement_timeout
         self._open: dict[str, Database] = {}
 
-    @property
-    def names(self) -> list[str]:
-        """The configured names, sorted."""
-        return sorted(self._urls)
-
     def get(self, name: str) -> Database:
         """The database of that name.
 

@@ -132,16 +132,21 @@ class Supervisor:
             self._processes.pop(child.name, None)
             self._on_death(Death(name=child.name, pid=process.pid, status=status))
             deaths = 1 if self._clock.monotonic_s() - born_s > _WELL_AFTER_S else deaths + 1
-            wait = _RESTART.wait(failures=deaths)
-            logger.warning(
-                "%s (pid %d) %s; started again in %.1f s",
-                child.name,
-                process.pid,
-                how_it_ended(status),
-                wait.total_seconds(),
-            )
-            await asyncio.sleep(wait.total_seconds())
-            process = await self._spawn(child)
+            what = f"{child.name} (pid {process.pid}) {how_it_ended(status)}"
+            process, deaths = await self._start_again(child, what, deaths=deaths)
+
+    async def _start_again(
+        self, child: Child, what: str, *, deaths: int
+    ) -> tuple[asyncio.subprocess.Process, int]:
+        """Starts a child that died, once a while has passed; a start that fails counts as one more death."""
+        while True:
+            wait_s = _RESTART.wait(failures=deaths).total_seconds()
+            logger.warning("%s; started again in %.1f s", what, wait_s)
+            await asyncio.sleep(wait_s)
+            try:
+                return await self._spawn(child), deaths
+            except OSError as error:  # too many processes, no memory, or its program is being replaced
+                what, deaths = f"{child.name} cannot be started: {error}", deaths + 1
 
     async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import IO
 
 from maintd.clock import Clock
-from maintd.config.settings import Settings, bare_environment
+from maintd.config.load import bare_environment
+from maintd.config.settings import Settings
 from maintd.errors import MaintdError, Unavailable
 from maintd.execution.project import read_project
 from maintd.execution.queues import MAIL_QUEUES, WORK_QUEUES

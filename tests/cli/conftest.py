@@ -21,7 +21,8 @@ from click.testing import CliRunner
 
 from maintd.cli import main
 from maintd.clock import SystemClock
-from maintd.config.settings import Settings, load_settings
+from maintd.config.load import load_settings
+from maintd.config.settings import Settings
 from maintd.database import Database
 from maintd.demo.application import create
 from maintd.execution.queues import Queue

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from maintd.clock import SystemClock
-from maintd.config.settings import load_settings
+from maintd.config.load import load_settings
 from maintd.execution.check import Verdict, check
 from maintd.execution.kinds import SPECS
 from maintd.ledger import runs
@@ -82,10 +82,10 @@ def test_the_new_env_file_sets_nothing_and_each_of_its_lines_can_be_taken_into_u
     path = tmp_path / "maintd.env"
     assert path.stat().st_mode & 0o077 == 0
     untouched = load_settings(environ={"HOME": "/home/x"}, env_file=path)
-    assert set(untouched.came_from.values()) == {"default"}
+    assert {place for _, _, place in untouched.public()} == {"default"}
     path.write_text(re.sub(r"^#(MAINTD_)", r"\1", path.read_text(), flags=re.MULTILINE))
     used = load_settings(environ={"HOME": "/home/x"}, env_file=path)
-    assert all("maintd.env:" in place for place in used.came_from.values())
+    assert all("maintd.env:" in place for _, _, place in used.public())
     assert "app" in used.source_urls
 
 
@@ -180,7 +180,6 @@ def test_everything_wrong_is_named_at_once(small_project: Project, redis_url: st
         ("MAINTD_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "ledger"),
         ("MAINTD_REDIS_URL", DEAD, "redis"),
         ("MAINTD_SOURCE_APP_URL", "postgresql://nobody@127.0.0.1:1/none", "source app"),
-        ("MAINTD_SOURCE_CACHE_URL", DEAD, "source cache"),
         ("MAINTD_SMTP_URL", "smtp://127.0.0.1:1", "relay"),
     ],
 )

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from maintd.cli import main
 from maintd.clock import SystemClock, new_token
-from maintd.config.settings import from_process
+from maintd.config.load import from_process
 from maintd.database import Database
 from maintd.execution.project import read_project
 from maintd.execution.queues import Queue
@@ -34,11 +34,8 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.scheduling.apply import apply
+from maintd.smtp.faults import Action, Moment, Step, Then
 from maintd.smtp.mailbox import Accepted, read_index
-from maintd.smtp.sink import Action, Moment, Step, Then
-from tests.ledgers import ledger_url as ledger_url
-from tests.ledgers import migrated_postgresql as migrated_postgresql
-from tests.ledgers import migrated_sqlite as migrated_sqlite
 from tests.sinks import SinkThread
 
 ADA, BOB, CLEO = "Ada.Byron@example.org", "bob@example.org", "cleo@example.org"
@@ -188,7 +185,7 @@ class Mailing:
         """Takes a batch as a sender does."""
         with self.ledger.write() as connection:
             batch = batches.claim(
-                connection, self.id, size=10, token=new_token(), owner="host:1", now=self.runtime.clock.now()
+                connection, self.id, size=10, token=new_token(), owner="host:1"
             )
         assert batch is not None
         return batch
@@ -388,11 +385,11 @@ class TestCampaigns:
 
     def test_the_list_can_be_that_of_one_job(self, house: House, mailing: Mailing) -> None:
         assert "hello/ever" in house.done("campaigns", "hello").out
-        assert house.done("campaigns", "other").out == "There is no campaign of other.\n"
+        assert house.done("campaigns", "other").out == "there are no campaigns of other\n"
 
     def test_a_finished_campaign_owns_up_to_its_doubts(self, house: House, doubtful: Mailing) -> None:
-        assert "finished, 1 doubtful" in house.done("campaigns").out
-        assert "finished, 1 doubtful" in house.done("campaigns", "show", str(doubtful.id)).out
+        assert "finished, 1 uncertain" in house.done("campaigns").out
+        assert "finished, 1 uncertain" in house.done("campaigns", "show", str(doubtful.id)).out
 
     def test_one_that_does_not_exist_is_an_error_of_the_command_line(
         self, house: House, mailing: Mailing
@@ -498,7 +495,7 @@ class TestDeliveries:
     def test_an_address_that_nobody_mailed_is_no_error(self, house: House, mailing: Mailing) -> None:
         assert house.done("deliveries", "find", "eve@example.org", "--json").json["deliveries"] == []
         shown = house.done("deliveries", "find", "eve@example.org").out
-        assert shown == "No campaign has a delivery to eve@example.org.\n"
+        assert shown == "there are no deliveries to eve@example.org\n"
 
     def test_a_list_can_be_bounded_and_of_one_state(self, house: House, mailing: Mailing) -> None:
         def listed(*options: str) -> list[str]:
@@ -528,7 +525,7 @@ class TestUncertain:
         assert doubtful.states[ADA] is DeliveryState.SENT
         doubtful.send()
         assert len(house.mailbox) == 3
-        assert house.done("uncertain").out == "Nothing is uncertain.\n"
+        assert house.done("uncertain").out == "there are no uncertain deliveries\n"
 
     def test_dropped_it_is_cancelled_and_never_sent(self, house: House, doubtful: Mailing) -> None:
         assert self.resolve(house, "--drop", "--all").code == 0
@@ -596,8 +593,8 @@ class TestUncertain:
 
 class TestSuppressions:
     def test_somebody_suppressed_after_enrolment_is_not_mailed(self, house: House, mailing: Mailing) -> None:
-        assert house.done("suppressions", "add", BOB.upper()).out == "It is on the list.\n"
-        assert house.done("suppressions", "add", BOB).out == "It was on the list already.\n"
+        assert house.done("suppressions", "add", BOB.upper()).out == "it is on the list\n"
+        assert house.done("suppressions", "add", BOB).out == "it was on the list already\n"
         mailing.send()
         assert house.recipients == sorted([ADA, CLEO])
         assert mailing.states[BOB] is DeliveryState.SUPPRESSED
@@ -618,7 +615,7 @@ class TestSuppressions:
         assert ended.code == 1
         assert "line 4: " in ended.err
         assert "line 6: " in ended.err
-        assert ended.out == "2 added, 1 known, 2 invalid.\n"
+        assert ended.out == "2 added, 1 known, 2 invalid\n"
         for address in (ADA, BOB):
             assert house.done("suppressions", "find", address, "--json").json["reason"] == "bounced"
 
@@ -626,7 +623,7 @@ class TestSuppressions:
         assert house.maintd("suppressions", "add", "no address").code == 64
 
     def test_somebody_who_is_not_listed_is_told_so(self, house: House, mailing: Mailing) -> None:
-        assert house.done("suppressions", "find", ADA).out == f"{ADA} is not on the list.\n"
+        assert house.done("suppressions", "find", ADA).out == f"{ADA} is not on the list\n"
         assert house.done("suppressions", "find", ADA, "--json").json is None
 
 

@@ -343,14 +343,3 @@ def test_waiting_ends_when_only_a_person_can_go_on(small: Project) -> None:
     with small.runtime() as runtime:
         looks = list(follow(run.id, runtime.ledger, pause=pytest.fail))
     assert [look.run.state for look in looks] == [RunState.PARKED]
-
-
-def test_help_names_every_exit_code_of_every_command(small: Project) -> None:
-    for command in (
-        ["plan"], ["apply"], ["timers"], ["pause"], ["resume"], ["run"], ["runs", "list"], ["runs", "show"],
-        ["runs", "cancel"], ["runs", "retry"], ["init"], ["settings"], ["migrate"], ["check"], ["schema"],
-    ):  # fmt: skip
-        shown = small.maintd(*command, "--help")
-        assert shown.code == 0
-        assert "Exit codes:" in shown.out
-        assert "Example:" in shown.out

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from maintd.config.load import bare_environment, from_process, load_settings
+from maintd.config.reference import reference
 from maintd.config.secret_url import shown_url
-from maintd.config.settings import Settings, bare_environment, from_process, load_settings, reference
+from maintd.config.settings import Settings
 from maintd.errors import Problems
 
 SECRET = "hunter2"
@@ -33,6 +35,11 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(*, env_file: Path | None = None, home: str = "/home/ops", **environ: str) -> Settings:
     return load_settings(environ={"HOME": home, **environ}, env_file=env_file)
+
+
+def came_from(settings: Settings) -> dict[str, str]:
+    """Where each value came from, by variable."""
+    return {variable: place for variable, _, place in settings.public()}
 
 
 def refused(**environ: str) -> list[str]:
@@ -58,8 +65,7 @@ def test_everything_has_a_default(directory: Path) -> None:
     assert settings.lease == timedelta(seconds=30)
     assert settings.schedules_dir == directory / "schedules"
     assert settings.log_level == "info"
-    assert set(settings.came_from.values()) == {"default"}
-    assert set(settings.came_from) == {variable for variable, _, _ in settings.public()}
+    assert {place for _, _, place in settings.public()} == {"default"}
 
 
 # Where values come from
@@ -76,10 +82,10 @@ def test_the_environment_wins_over_credentials_and_these_over_the_env_file(direc
     assert settings.mail_batch == 9
     assert settings.smtp_url.get_secret_value() == "smtp://credential"
     assert settings.lease == timedelta(seconds=40)
-    assert settings.came_from["MAINTD_MAIL_BATCH"] == "environment"
-    assert settings.came_from["MAINTD_SMTP_URL"] == "credential smtp_url"
-    assert settings.came_from["MAINTD_LEASE"] == f"{env_file}:4"
-    assert settings.came_from["MAINTD_TICK"] == "default"
+    assert came_from(settings)["MAINTD_MAIL_BATCH"] == "environment"
+    assert came_from(settings)["MAINTD_SMTP_URL"] == "credential smtp_url"
+    assert came_from(settings)["MAINTD_LEASE"] == f"{env_file}:4"
+    assert came_from(settings)["MAINTD_TICK"] == "default"
 
 
 @pytest.mark.parametrize("name", ["smtp_url", "SMTP_URL", "maintd_smtp_url", "MAINTD_SMTP_URL"])
@@ -87,7 +93,7 @@ def test_a_credential_is_named_like_its_setting(directory: Path, name: str) -> N
     written(directory / "credentials" / name, "smtp://relay\n")
     settings = load(CREDENTIALS_DIRECTORY=str(directory / "credentials"))
     assert settings.smtp_url.get_secret_value() == "smtp://relay"
-    assert settings.came_from["MAINTD_SMTP_URL"] == f"credential {name}"
+    assert came_from(settings)["MAINTD_SMTP_URL"] == f"credential {name}"
 
 
 def test_a_source_may_be_a_credential(directory: Path) -> None:
@@ -124,9 +130,9 @@ def test_a_value_may_stand_in_a_file_of_its_own(directory: Path) -> None:
     assert settings.smtp_url.get_secret_value() == "smtp://relay"
     assert settings.redis_url is not None
     assert settings.redis_url.get_secret_value() == "redis://r"
-    assert settings.came_from["MAINTD_SMTP_URL"] == f"{secret} (MAINTD_SMTP_URL_FILE, environment)"
+    assert came_from(settings)["MAINTD_SMTP_URL"] == f"{secret} (MAINTD_SMTP_URL_FILE, environment)"
     assert (
-        settings.came_from["MAINTD_REDIS_URL"]
+        came_from(settings)["MAINTD_REDIS_URL"]
         == f"{directory / 'redis'} (MAINTD_REDIS_URL_FILE, {env_file}:1)"
     )
 
@@ -143,7 +149,7 @@ def test_a_value_and_its_file_in_one_place_are_refused(directory: Path) -> None:
 def test_a_value_in_one_place_and_its_file_in_a_lower_one_are_no_conflict(directory: Path) -> None:
     env_file = written(directory / "some.env", "MAINTD_SMTP_URL_FILE=/root/nobody-may-read-this\n")
     settings = load(env_file=env_file, MAINTD_SMTP_URL="smtp://relay")
-    assert settings.came_from["MAINTD_SMTP_URL"] == "environment"
+    assert came_from(settings)["MAINTD_SMTP_URL"] == "environment"
 
 
 def test_a_secret_given_as_a_file_name_by_mistake_is_not_repeated() -> None:
@@ -159,7 +165,7 @@ def test_the_env_file_is_the_argument_else_the_variable_else_the_one_that_lies_h
     here = written(directory / "maintd.env", "MAINTD_MAIL_BATCH=1\n")
     named = written(directory / "named.env", "MAINTD_MAIL_BATCH=2\n")
     given = written(directory / "given.env", "MAINTD_MAIL_BATCH=3\n")
-    assert load().came_from["MAINTD_MAIL_BATCH"] == f"{here.name}:1"
+    assert came_from(load())["MAINTD_MAIL_BATCH"] == f"{here.name}:1"
     assert load(MAINTD_ENV_FILE=str(named)).mail_batch == 2
     assert load(MAINTD_ENV_FILE=str(named), env_file=given).mail_batch == 3
     assert load(MAINTD_ENV_FILE="").mail_batch == 500
@@ -219,6 +225,7 @@ def test_all_errors_are_told_at_once(directory: Path) -> None:
         ("MAINTD_SMTP_URL", "relay:25", "must begin with smtp://"),
         ("MAINTD_REDIS_URL", "redis+socket:///run/redis.sock", "must begin with redis:// or rediss:// or unix://"),
         ("MAINTD_DATABASE_URL", "mysql://h/db", "must begin with sqlite://"),
+        ("MAINTD_SOURCE_APP_URL", "redis://h/0", "must begin with sqlite://"),
         ("MAINTD_DATABASE_URL", "postgresql://u:p/w@h/db", "percent-encode"),
         ("MAINTD_SMTP_CONNECTIONS", "0", "greater than or equal to 1"),
         ("MAINTD_SMTP_CONNECTIONS", "101", "less than or equal to 100"),
@@ -299,7 +306,7 @@ def test_the_state_directory_is_the_given_one_else_of_systemd_else_of_the_user(
 
 def test_a_state_directory_of_systemd_is_told_from_a_default() -> None:
     settings = load(STATE_DIRECTORY="/var/lib/maintd")
-    assert settings.came_from["MAINTD_STATE_DIR"] == "STATE_DIRECTORY"
+    assert came_from(settings)["MAINTD_STATE_DIR"] == "STATE_DIRECTORY"
 
 
 def test_a_process_without_a_home_must_be_told_its_state_directory() -> None:

@@ -17,7 +17,7 @@ from maintd.demo import application
 from maintd.demo.application import METADATA, Population, create
 from maintd.demo.films import RATINGS_PER_RATER, TITLES, invent_films
 from maintd.demo.people import _INVALID, _ODD_BUT_VALID, FEWEST, invent_people
-from maintd.errors import JobFailed
+from maintd.errors import MaintdError
 from maintd.mail.address import InvalidAddress, parse_address
 
 NOW = datetime(2026, 11, 20, 3, 10, tzinfo=UTC)
@@ -141,7 +141,7 @@ def test_a_database_with_a_table_of_that_name_is_left_alone(database_url: str, t
     with database.write() as connection:
         connection.exec_driver_sql(f"CREATE TABLE {taken} (precious TEXT)")
         connection.exec_driver_sql(f"INSERT INTO {taken} VALUES ('kept')")
-    with pytest.raises(JobFailed, match=f"wants to create: {taken};"):
+    with pytest.raises(MaintdError, match=f"wants to create: {taken};"):
         create(database, seed=7, users=FEWEST, now=NOW)
     with database.read() as connection:
         assert sa.inspect(connection).get_table_names() == [taken]

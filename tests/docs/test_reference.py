@@ -97,7 +97,7 @@ def test_the_exit_codes_are_all_told() -> None:
     assert told == set(ExitCode)
 
 
-def test_the_readme_says_what_duplicates_and_doubts_are_in_one_breath() -> None:
+def test_the_readme_says_what_duplicates_and_uncertain_messages_are_in_one_breath() -> None:
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     [sentence] = [sentence for sentence in re.split(r"(?<=\.) ", text) if "0 duplicates" in sentence]
-    assert "a doubtful message waits for your word" in sentence
+    assert "an uncertain message waits for your word" in sentence

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maintd.config.settings import load_settings
+from maintd.config.load import load_settings
 from maintd.database import Database
 from maintd.execution import executor
 from maintd.execution.executor import Drained

@@ -272,3 +272,38 @@ def test_a_transaction_of_a_run_is_refused_once_its_claim_is_lost(
     drain(runtime)
     with ledger.read() as connection:
         assert jobs.get(connection, "written-without-a-claim") is None
+
+
+def test_what_is_done_stays_done_when_the_ledger_blinks_while_it_is_written_down(
+    runtime: Runtime,
+    ledger: Database,
+    queued: int,
+    acts: dict[str, Act],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blinks = iter([Unavailable("blink"), Unavailable("blink")])
+    finish = runs.finish
+
+    def blinking(*args: Any, **options: Any) -> None:
+        if error := next(blinks, None):
+            raise error
+        finish(*args, **options)
+
+    monkeypatch.setattr(runs, "finish", blinking)
+    done = []
+    acts["tidy"] = lambda _work: (done.append(1), Done(result={}))[1]
+    drain(runtime)
+    assert (run_of(ledger, queued).state, len(done)) == (RunState.SUCCEEDED, 1)
+
+
+def test_what_a_database_says_of_its_values_is_not_kept_as_a_reason(
+    runtime: Runtime, ledger: Database, queued: int, acts: dict[str, Act]
+) -> None:
+    def act(_work: Work) -> Done:
+        with ledger.write() as connection:
+            connection.exec_driver_sql("SELECT 'secret.person@example.org' AS address FROM nowhere")
+        return Done(result={})
+
+    acts["tidy"] = act
+    drain(runtime)
+    assert "secret.person" not in (run_of(ledger, queued).reason or "")

@@ -6,17 +6,17 @@ import pytest
 from pydantic import ValidationError
 
 from maintd.database import Database
-from maintd.errors import JobFailed, Unavailable
-from maintd.execution import pipelines
+from maintd.errors import ClaimLost, JobFailed, MaintdError, Unavailable
+from maintd.execution import intervene, pipelines
 from maintd.execution.kinds import Done, Work
 from maintd.execution.pipelines import PipelineSpec
 from maintd.execution.queues import Queue
 from maintd.execution.runtime import Runtime
-from maintd.ledger import jobs, runs
+from maintd.ledger import campaigns, jobs, runs
 from maintd.ledger.runs import Claim, Run
 from maintd.ledger.states import RunState
 from tests.execution.surroundings import Act, drain
-from tests.ledgers import MINUTE, NOW, HandClock, add_job, add_run, race, run_of
+from tests.ledgers import MINUTE, NOW, HandClock, add_campaign, add_job, add_run, race, run_of
 
 DIAMOND: Mapping[str, Sequence[str]] = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
 MAINTENANCE = "maintenance"
@@ -265,3 +265,42 @@ def test_a_pipeline_of_a_failed_expansion_has_no_steps(
     drain(runtime, queue=Queue.CONTROL)
     assert steps_of(ledger, monday) == {}
     assert run_of(ledger, monday).state is RunState.FAILED
+
+
+def test_steps_and_the_hand_over_are_written_together_or_not_at_all(
+    runtime: Runtime, ledger: Database, monday: int, acts: dict[str, Act], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object, **__: object) -> None:
+        raise ClaimLost("killed in the middle")
+
+    monkeypatch.setattr(pipelines, "advance", cut_off)
+    drain(runtime, queue=Queue.CONTROL)
+    assert steps_of(ledger, monday) == {}
+    assert run_of(ledger, monday).state is RunState.RUNNING
+
+
+def test_cancelling_a_pipeline_leaves_a_mailing_under_way_alone(
+    runtime: Runtime, ledger: Database, clock: HandClock
+) -> None:
+    with ledger.write() as connection:
+        parent = add_run(connection, "monday", state=RunState.UNDERWAY, kind="pipeline")
+        mailing = add_run(
+            connection, "hello", state=RunState.UNDERWAY, kind="campaign", parent_id=parent, after=[]
+        )
+        waiting = add_run(connection, "tidy", state=RunState.WAITING, parent_id=parent, after=["hello"])
+    intervene.cancel(parent, runtime)
+    assert run_of(ledger, mailing).state is RunState.UNDERWAY
+    assert run_of(ledger, waiting).state is RunState.CANCELLED
+    assert run_of(ledger, parent).state is RunState.UNDERWAY
+
+
+def test_a_run_whose_campaign_sends_already_cannot_be_cancelled_behind_its_back(
+    runtime: Runtime, ledger: Database
+) -> None:
+    campaign = add_campaign(ledger, recipients=1)
+    with ledger.write() as connection:
+        queued = add_run(connection, "hello", kind="campaign")
+        campaigns.adopt(connection, campaign.id, run_id=queued)
+    with pytest.raises(MaintdError, match="campaigns cancel"):
+        intervene.cancel(queued, runtime)
+    assert run_of(ledger, queued).state is RunState.QUEUED

@@ -205,7 +205,9 @@ def test_deferred_deliveries_come_back_when_their_time_has_come(
     campaign = add_campaign(ledger, recipients=1)
     batch = claim_batch(ledger, campaign)
     assert batch is not None
-    later = Outcome(recipient_key=key_of(0), state=DeliveryState.DEFERRED, fact=True, due_at=NOW + MINUTE)
+    later = Outcome(
+        recipient_key=key_of(0), ordinal=0, state=DeliveryState.DEFERRED, fact=True, due_at=NOW + MINUTE
+    )
     with ledger.write() as connection:
         batches.done(connection, batch)
         deliveries.settle(connection, campaign.id, [later], now=NOW)
@@ -225,8 +227,10 @@ def test_a_campaign_of_which_nothing_is_left_ends_its_run(reconciler: Reconciler
     assert run_of(ledger, campaign.run_id).state is RunState.UNDERWAY
     with ledger.write() as connection:
         batches.done(connection, batch)
-        sent = [Outcome(recipient_key=key_of(n), state=DeliveryState.SENT, fact=True) for n in range(2)]
-        doubt = Outcome(recipient_key=key_of(2), state=DeliveryState.UNCERTAIN, fact=False)
+        sent = [
+            Outcome(recipient_key=key_of(n), ordinal=n, state=DeliveryState.SENT, fact=True) for n in range(2)
+        ]
+        doubt = Outcome(recipient_key=key_of(2), ordinal=2, state=DeliveryState.UNCERTAIN, fact=False)
         deliveries.settle(connection, campaign.id, [*sent, doubt], now=NOW)
     reconciler.run_once()
     assert campaign_of(ledger, campaign.id).state is CampaignState.FINISHED
@@ -279,3 +283,15 @@ def test_two_reconcilers_free_a_run_once(runtime: Runtime, ledger: Database, clo
     clock.turn(LEASE)
     assert sum(judge.run_once().freed for judge in judges) == 1
     assert run_of(ledger, claim.run_id).losses == 1
+
+
+def test_steps_of_a_pipeline_that_is_over_do_not_wait_for_ever(
+    reconciler: Reconciler, ledger: Database
+) -> None:
+    with ledger.write() as connection:
+        add_job(connection)
+        parent = add_run(connection, "monday", state=RunState.CANCELLED, kind="pipeline")
+        step = add_run(connection, "tidy", state=RunState.WAITING, parent_id=parent, after=[])
+    reconciler.run_once()
+    found = run_of(ledger, step)
+    assert (found.state, found.reason) == (RunState.SKIPPED, "its pipeline was over before it could begin")

@@ -33,8 +33,8 @@ def test_a_campaign_is_finished_when_all_is_cut_no_batch_open_and_nothing_deferr
     batch = claim_batch(ledger, campaign)
     assert batch is not None
     assert not finish(ledger, campaign)  # a batch is open
-    later = Outcome(recipient_key=key_of(0), state=DeliveryState.DEFERRED, fact=True, due_at=NOW)
-    doubt = Outcome(recipient_key=key_of(1), state=DeliveryState.UNCERTAIN, fact=False)
+    later = Outcome(recipient_key=key_of(0), ordinal=0, state=DeliveryState.DEFERRED, fact=True, due_at=NOW)
+    doubt = Outcome(recipient_key=key_of(1), ordinal=1, state=DeliveryState.UNCERTAIN, fact=False)
     with ledger.write() as connection:
         batches.done(connection, batch)
         deliveries.settle(connection, campaign.id, [later, doubt], now=NOW)
@@ -45,7 +45,7 @@ def test_a_campaign_is_finished_when_all_is_cut_no_batch_open_and_nothing_deferr
     batch = claim_batch(ledger, campaign)
     assert batch is not None
     with ledger.write() as connection:
-        sent = Outcome(recipient_key=key_of(0), state=DeliveryState.SENT, fact=True)
+        sent = Outcome(recipient_key=key_of(0), ordinal=0, state=DeliveryState.SENT, fact=True)
         deliveries.settle(connection, campaign.id, [sent], now=NOW)
         batches.done(connection, batch)
     assert finish(ledger, campaign)
@@ -64,7 +64,9 @@ def test_a_campaign_never_finishes_over_a_deferral_that_comes_back_at_the_same_t
         campaign = add_campaign(ledger, recipients=1, edition=edition)
         batch = claim_batch(ledger, campaign)
         assert batch is not None
-        later = Outcome(recipient_key=key_of(0), state=DeliveryState.DEFERRED, fact=True, due_at=NOW)
+        later = Outcome(
+            recipient_key=key_of(0), ordinal=0, state=DeliveryState.DEFERRED, fact=True, due_at=NOW
+        )
         with ledger.write() as connection:
             batches.done(connection, batch)
             deliveries.settle(connection, campaign.id, [later], now=NOW)

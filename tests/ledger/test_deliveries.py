@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from maintd.database import Database
@@ -24,7 +27,7 @@ def settle(ledger: Database, campaign_id: int, *outcomes: Outcome, now: datetime
 def outcome(
     number: int, state: DeliveryState, *, fact: bool = True, due_at: datetime | None = None
 ) -> Outcome:
-    return Outcome(recipient_key=key_of(number), state=state, fact=fact, due_at=due_at)
+    return Outcome(recipient_key=key_of(number), ordinal=number, state=state, fact=fact, due_at=due_at)
 
 
 def line(ledger: Database, campaign_id: int) -> list[Delivery]:
@@ -50,6 +53,7 @@ def test_an_outcome_is_written_with_all_that_the_relay_said(ledger: Database) ->
     campaign = add_campaign(ledger, recipients=1)
     said = Outcome(
         recipient_key=key_of(0),
+        ordinal=0,
         state=REJECTED,
         fact=True,
         phase="rcpt",
@@ -158,7 +162,8 @@ def test_a_doubt_is_sent_again_until_its_copies_are_used_up(ledger: Database) ->
     campaign = add_campaign(ledger, recipients=1)
     resent = []
     for _ in range(5):
-        settle(ledger, campaign.id, outcome(0, UNCERTAIN, fact=False))
+        (delivery,) = line(ledger, campaign.id)
+        settle(ledger, campaign.id, replace(outcome(0, UNCERTAIN, fact=False), ordinal=delivery.ordinal))
         with ledger.write() as connection:
             resent.append(
                 deliveries.resend_doubtful(connection, campaign.id, lo=0, hi=1000, now=NOW, max_copies=3)
@@ -183,7 +188,7 @@ def test_a_person_settles_a_doubt_once(ledger: Database) -> None:
 
 
 def test_wiping_goes_in_bounded_steps_to_the_end(ledger: Database) -> None:
-    campaign = add_campaign(ledger, recipients=25)
+    campaign = add_campaign(ledger, recipients=25, state=CampaignState.ENROLLING)
     other = add_campaign(ledger, recipients=3, edition="other")
 
     def wipe(_number: int) -> int:
@@ -234,6 +239,30 @@ def test_settled_outcomes_of_many_recipients_race_without_losing_one(ledger: Dat
 
 
 @pytest.mark.parametrize("state", [CampaignState.SENDING, CampaignState.CANCELLED])
+def test_only_an_enrolment_is_ever_wiped(ledger: Database, state: CampaignState) -> None:
+    campaign = add_campaign(ledger, recipients=3, state=state)
+    with ledger.write() as connection:
+        assert deliveries.wipe(connection, campaign.id, limit=10) == 0
+    assert len(line(ledger, campaign.id)) == 3
+
+
+@pytest.mark.parametrize("refusal", [DeliveryState.REJECTED, DeliveryState.DEFERRED])
+def test_a_refusal_is_said_of_one_attempt_and_an_acceptance_of_the_recipient(
+    ledger: Database, refusal: DeliveryState
+) -> None:
+    campaign = add_campaign(ledger, recipients=1)
+    settle(ledger, campaign.id, outcome(0, DeliveryState.DEFERRED, due_at=NOW))
+    assert put_back(ledger, campaign.id) == 1
+    (again,) = line(ledger, campaign.id)
+    settle(ledger, campaign.id, replace(outcome(0, UNCERTAIN, fact=False), ordinal=again.ordinal))
+
+    settle(ledger, campaign.id, outcome(0, refusal))
+    assert tallied(ledger, campaign.id) == {UNCERTAIN: 1}
+    settle(ledger, campaign.id, outcome(0, SENT))
+    assert tallied(ledger, campaign.id) == {SENT: 1}
+
+
+@pytest.mark.parametrize("state", [CampaignState.SENDING, CampaignState.CANCELLED])
 def test_a_campaign_that_does_not_enrol_takes_nobody_in(ledger: Database, state: CampaignState) -> None:
     campaign = add_campaign(ledger, recipients=3, state=state)
     with pytest.raises(JobFailed, match="cancelled while"), ledger.write() as connection:
@@ -247,3 +276,24 @@ def test_a_campaign_counts_what_it_enrolled(ledger: Database) -> None:
         campaigns.count_enrolled(connection, campaign.id, audience=5, duplicates=5, tail=3)
     found = campaign_of(ledger, campaign.id)
     assert (found.audience, found.duplicates, found.enrolled) == (8, 5, 3)
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_what_is_open_is_found_by_its_own_small_index(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite uses a partial index only where the statement spells its condition out."""
+    plans: list[str] = []
+
+    @sa.event.listens_for(ledger.engine, "before_cursor_execute")
+    def explain(_c: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        if statement.lstrip().startswith("SELECT deliveries"):
+            cursor.execute("EXPLAIN QUERY PLAN " + statement, parameters)
+            plans.append(" ".join(str(row[3]) for row in cursor.fetchall()))
+
+    campaign = add_campaign(ledger, recipients=3)
+    put_back(ledger, campaign.id)
+    with ledger.read() as connection:
+        deliveries.uncertain(connection, campaign_id=campaign.id, limit=10)
+    assert len(plans) == 2
+    assert ["ix_deliveries_open" in plan for plan in plans] == [True, True], plans

@@ -117,3 +117,13 @@ def test_every_apply_moves_the_stamp(ledger: Database) -> None:
         move(number)
     with ledger.read() as connection:
         assert jobs.stamp(connection) == 4
+
+
+def test_of_two_who_tell_the_mirrors_at_once_neither_is_lost(ledger: Database) -> None:
+    def tell(_number: int) -> None:
+        with ledger.write() as connection:
+            jobs.move_stamp(connection)
+
+    race(4, tell)
+    with ledger.read() as connection:
+        assert jobs.stamp(connection) == 4

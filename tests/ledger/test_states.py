@@ -160,10 +160,10 @@ def test_a_delivery_moves_by_a_fact_as_the_table_says_and_by_inference_from_pend
     campaign = add_campaign(ledger, recipients=len(cases))
     with ledger.write() as connection:
         for number, (before, _, _) in enumerate(cases):
-            first = Outcome(recipient_key=key_of(number), state=before, fact=True)
+            first = Outcome(recipient_key=key_of(number), ordinal=number, state=before, fact=True)
             deliveries.settle(connection, campaign.id, [first], now=NOW)
         second = [
-            Outcome(recipient_key=key_of(number), state=to, fact=fact)
+            Outcome(recipient_key=key_of(number), ordinal=number, state=to, fact=fact)
             for number, (_, to, fact) in enumerate(cases)
             if sources(DELIVERY_MOVES, to)
         ]
@@ -178,7 +178,7 @@ def test_a_range_and_a_doubt_move_only_as_the_table_says(ledger: Database) -> No
     for to in DeliveryState:
         campaign = add_campaign(ledger, recipients=2, edition=to)
         with ledger.write() as connection:
-            doubt = Outcome(recipient_key=key_of(1), state=DeliveryState.UNCERTAIN, fact=False)
+            doubt = Outcome(recipient_key=key_of(1), ordinal=1, state=DeliveryState.UNCERTAIN, fact=False)
             deliveries.settle(connection, campaign.id, [doubt], now=NOW)
             settle_range = partial(deliveries.settle_range, connection, campaign.id, lo=0, hi=2)
             resolve = partial(deliveries.resolve, connection, campaign.id, key_of(1))

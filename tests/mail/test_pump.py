@@ -23,14 +23,17 @@ from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import BatchState, CampaignState, DeliveryState
 from maintd.ledger.tables import batches as batch_rows
 from maintd.ledger.tables import deliveries as delivery_rows
+from maintd.mail import control, recover
 from maintd.mail import pump as pumping
-from maintd.mail import recover
-from maintd.mail.pump import HeldBatch, Pump, Pumped, PumpSettings
+from maintd.mail.compose import Composer
+from maintd.mail.held import HeldBatch, Pumped
+from maintd.mail.outcomes import MOST_OMINOUS
+from maintd.mail.pump import Pump, PumpSettings
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
 from maintd.smtp.mailbox import read_index
 from maintd.smtp.pool import SessionPool
 from maintd.smtp.relays import parse_relay_url
-from maintd.smtp.session import Timeouts
+from maintd.smtp.session import Outgoing, Timeouts
 from tests.ledgers import (
     MINUTE,
     NOW,
@@ -210,18 +213,12 @@ def test_a_temporary_refusal_comes_back_into_the_line_and_is_sent(
     assert campaign_of(ledger, campaign.id).state is CampaignState.FINISHED
 
 
-@pytest.mark.parametrize("step", [Step.MAIL, Step.RCPT, Step.DATA, Step.DOT])
+@pytest.mark.parametrize("step", [Step.RCPT, Step.DATA, Step.DOT])
 def test_a_refused_address_is_never_tried_again_and_the_others_go_on(
     ledger: Database, mailbox: Path, clock: HandClock, step: Step
 ) -> None:
     campaign = add_campaign(ledger, recipients=6)
-    refusal = Action(reply="550 5.1.1 No such user")
-    if step is Step.MAIL:  # nobody knows the recipient yet: the third message is refused
-
-        def script(moment: Moment) -> Action | None:
-            return refusal if moment.step is step and moment.message == 3 else None
-    else:
-        script = at(step, 2, refusal)
+    script = at(step, 2, Action(reply="550 5.1.1 No such user"))
     with SinkThread(mailbox, script=script) as relay:
         run(pump_of(ledger, relay.url, clock, connections=1))
     refused = one(ledger, campaign, 2)
@@ -229,6 +226,128 @@ def test_a_refused_address_is_never_tried_again_and_the_others_go_on(
     assert (refused.phase, refused.detail) == (step.value, "No such user")
     assert arrived(mailbox) == {f"p{number}@example.org": 1 for number in (0, 1, 3, 4, 5)}
     assert tallied(ledger, campaign.id) == {SENT: 5, REJECTED: 1}
+    assert campaign_of(ledger, campaign.id).state is CampaignState.FINISHED
+
+
+def test_a_sender_that_is_refused_is_no_word_on_the_recipient(
+    ledger: Database, mailbox: Path, clock: HandClock
+) -> None:
+    campaign = add_campaign(ledger, recipients=6)
+
+    def script(moment: Moment) -> Action | None:
+        refused = moment.step is Step.MAIL and moment.message == 3
+        return Action(reply="530 5.7.0 Authentication required") if refused else None
+
+    with SinkThread(mailbox, script=script) as relay:
+        run(pump_of(ledger, relay.url, clock, connections=1))
+    later = one(ledger, campaign, 2)
+    assert (later.state, later.phase, later.code) == (DEFERRED, "mail", 530)
+    assert tallied(ledger, campaign.id) == {SENT: 5, DEFERRED: 1}
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        Action(reply="554 5.7.1 Message looks like spam"),
+        Action(accept=True, then=Then.DROP),
+    ],
+    ids=["refused", "uncertain"],
+)
+def test_a_storm_pauses_the_campaign_before_it_has_used_up_the_audience(
+    ledger: Database, mailbox: Path, clock: HandClock, action: Action
+) -> None:
+    campaign = add_campaign(ledger, recipients=200)
+
+    def script(moment: Moment) -> Action | None:
+        return action if moment.step is Step.DOT else None
+
+    with SinkThread(mailbox, script=script) as relay:
+        run(pump_of(ledger, relay.url, clock, connections=4, batch=100))
+    found = campaign_of(ledger, campaign.id)
+    assert found.state is CampaignState.PAUSED
+    assert "in a row" in (found.reason or "")
+    assert tallied(ledger, campaign.id)[PENDING] >= 200 - MOST_OMINOUS - 4
+
+
+def test_many_wrong_addresses_are_no_storm(ledger: Database, mailbox: Path, clock: HandClock) -> None:
+    campaign = add_campaign(ledger, recipients=60)
+
+    def script(moment: Moment) -> Action | None:
+        return Action(reply="550 5.1.1 No such user") if moment.step is Step.RCPT else None
+
+    with SinkThread(mailbox, script=script) as relay:
+        run(pump_of(ledger, relay.url, clock, batch=100))
+    assert tallied(ledger, campaign.id) == {REJECTED: 60}
+    assert campaign_of(ledger, campaign.id).state is CampaignState.FINISHED
+
+
+def test_one_recipient_whose_message_cannot_be_made_stops_nobody_else(
+    ledger: Database, mailbox: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = add_campaign(ledger, recipients=6)
+    message = Composer.message
+
+    def explode(composer: Composer, delivery: Delivery) -> Outgoing:
+        if delivery.ordinal == 3:
+            raise UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed")
+        return message(composer, delivery)
+
+    monkeypatch.setattr(Composer, "message", explode)
+    with SinkThread(mailbox) as relay:
+        run(pump_of(ledger, relay.url, clock))
+    refused = one(ledger, campaign, 3)
+    assert (refused.state, refused.phase, refused.detail) == (REJECTED, "render", "UnicodeEncodeError")
+    assert tallied(ledger, campaign.id) == {SENT: 5, REJECTED: 1}
+
+
+def test_what_is_deferred_in_the_last_window_of_a_cancelled_campaign_is_cancelled(
+    ledger: Database, mailbox: Path, clock: HandClock
+) -> None:
+    campaign = add_campaign(ledger, recipients=4)
+
+    def script(moment: Moment) -> Action | None:
+        if moment.step is not Step.DOT or moment.recipient != "p2@example.org":
+            return None
+        control.cancel(ledger, campaign.name, reason="enough", clock=clock)
+        return Action(reply="451 later")
+
+    with SinkThread(mailbox, script=script) as relay:
+        run(pump_of(ledger, relay.url, clock))
+    with ledger.write() as connection:
+        recover.settle_cancelled(connection, now=clock.now(), limit=10)
+    assert tallied(ledger, campaign.id) == {SENT: 3, DeliveryState.CANCELLED: 1}
+
+
+def test_a_late_word_of_later_makes_a_finished_campaign_send_again(
+    ledger: Database, mailbox: Path, clock: HandClock
+) -> None:
+    """Its sender was stopped after it had read the refusal; the doubt that was judged meanwhile is none."""
+    campaign = add_campaign(ledger, recipients=1)
+    batch = claim_batch(ledger, campaign)
+    assert batch is not None
+    stopped = HeldBatch(campaign, batch, ledger=ledger, clock=clock, lease=LEASE, pumped=Pumped())
+    (delivery,) = stopped.load()
+    stopped.mark([delivery])
+    stopped.learn(
+        delivery,
+        Outcome(
+            recipient_key=delivery.recipient_key,
+            ordinal=delivery.ordinal,
+            state=DEFERRED,
+            fact=True,
+            code=451,
+            due_at=clock.now(),
+        ),
+    )
+    judge(ledger)
+    with SinkThread(mailbox) as relay:
+        run(pump_of(ledger, relay.url, clock))
+        assert campaign_of(ledger, campaign.id).state is CampaignState.FINISHED
+        stopped.keep_facts()
+        with ledger.write() as connection:
+            assert recover.put_back_in_line(connection, now=clock.now(), limit=10) == 1
+        run(pump_of(ledger, relay.url, clock))
+    assert tallied(ledger, campaign.id) == {SENT: 1}
     assert campaign_of(ledger, campaign.id).state is CampaignState.FINISHED
 
 
@@ -528,7 +647,10 @@ def test_of_a_sender_that_vanished_exactly_the_marked_window_is_doubtful(
     line = vanished.load()
     vanished.mark(line[:4])
     for delivery in line[:4]:
-        vanished.learn(delivery, Outcome(recipient_key=delivery.recipient_key, state=SENT, fact=True))
+        vanished.learn(
+            delivery,
+            Outcome(recipient_key=delivery.recipient_key, ordinal=delivery.ordinal, state=SENT, fact=True),
+        )
     vanished.mark(line[4:7])
     assert judge(ledger) == 3
     states = states_of(ledger, campaign.id)

@@ -145,7 +145,7 @@ def test_the_directory_itself_may_be_a_link(tmp_path: Path) -> None:
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     write(tmp_path, DIGEST)
     (tmp_path / "digest/body.txt").write_bytes("Grüße".encode("latin-1"))
-    assert "digest/body.txt: it is not UTF-8: octet 3 is wrong" in problems(tmp_path)
+    assert "digest/body.txt: is not UTF-8: byte 3 is wrong" in problems(tmp_path)
 
 
 def test_a_mail_is_rendered_from_its_fields() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from maintd.database import Database
 from maintd.errors import JobFailed
-from maintd.ratings.recompute import RatingsSpec, dry_run, examine, recompute
+from maintd.ratings.recompute import dry_run, examine, recompute
+from maintd.ratings.spec import RatingsSpec
 
 SPEC = {
     "source": "app",

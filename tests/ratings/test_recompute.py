@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from maintd.database import Database
 from maintd.errors import JobFailed, Unavailable
 from maintd.ratings.formulas import score
-from maintd.ratings.recompute import Change, Plan, RatingsSpec, Recomputed, dry_run, examine, recompute
+from maintd.ratings.recompute import Change, Plan, Recomputed, dry_run, examine, recompute
+from maintd.ratings.spec import RatingsSpec
 
 MEAN = {"name": "mean"}
 BAYESIAN = {"name": "bayesian", "prior_weight": 25}

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy.engine import Connection
 
 from maintd.database import Database
-from maintd.errors import ClaimLost
 from maintd.ledger import jobs, misses, runs
 from maintd.ledger.jobs import StoredJob
 from maintd.ledger.misses import Miss
@@ -88,13 +88,7 @@ def test_beats_that_fire_at_once_make_every_run_once(ledger: Database) -> None:
     for name in names:
         add(ledger, name)
 
-    def beat(_number: int) -> int:
-        try:
-            return fired(ledger, now=NOW + MINUTE, names=names).created
-        except ClaimLost:
-            return 0
-
-    assert sum(race(4, beat)) == 20
+    assert sum(race(4, lambda _: fired(ledger, now=NOW + MINUTE, names=names).created)) == 20
     assert [len(runs_of(ledger, name)) for name in names] == [1] * 20
     assert {job_of(ledger, name).cursor_at for name in names} == {NOW + MINUTE}
 
@@ -116,14 +110,24 @@ def test_a_failure_between_run_and_cursor_leaves_neither(
     assert len(misses_of(ledger)) == 1
 
 
-def test_a_cursor_that_moved_meanwhile_takes_its_runs_back(
+def test_a_cursor_that_moved_meanwhile_takes_the_runs_of_its_chunk_back_and_the_next_look_makes_them(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(ledger)
-    monkeypatch.setattr(jobs, "advance", lambda *_, **__: False)
-    with pytest.raises(ClaimLost):
-        fired(ledger, now=NOW + MINUTE)
-    assert runs_of(ledger) == []
+    add(ledger, "moved")
+    add(ledger, "still")
+    advance = jobs.advance
+
+    def advance_still(connection: Connection, moves: Sequence[jobs.Advance]) -> bool:
+        return moves[0].job == "still" and advance(connection, moves)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(occurrences, "CHUNK", 1)
+        patched.setattr(jobs, "advance", advance_still)
+        done = fired(ledger, now=NOW + MINUTE, names=["moved", "still"])
+    assert (done.created, done.next_at) == (1, {"still": NOW + 2 * MINUTE})
+    assert runs_of(ledger, "moved") == []
+    assert fired(ledger, now=NOW + MINUTE, names=["moved", "still"]).created == 1
+    assert len(runs_of(ledger, "moved")) == 1
 
 
 def test_an_occurrence_that_overlaps_is_written_down_as_skipped(ledger: Database) -> None:
@@ -241,4 +245,19 @@ def test_a_job_that_cannot_be_read_is_paused_with_the_reason_and_keeps_no_other_
     broken = job_of(ledger, "broken")
     assert (broken.paused_at, broken.cursor_at) == (NOW + MINUTE, NOW)
     assert "overlap" in (broken.pause_reason or "")
+    assert len(runs_of(ledger, "sound")) == 1
+
+
+def test_a_job_of_an_unknown_kind_is_paused_with_the_reason_and_keeps_no_other_from_firing(
+    ledger: Database,
+) -> None:
+    add(ledger, "newer")
+    add(ledger, "sound")
+    with ledger.write() as connection:
+        jobs.update(connection, "newer", {"kind": "cleanup.moon"})
+    done = fire(ledger, ["newer", "sound"], now=NOW + MINUTE, queue_of={"test": "maintenance"}.get)
+    assert (done.created, done.queues) == (1, {"maintenance"})
+    newer = job_of(ledger, "newer")
+    assert (newer.paused_at, newer.cursor_at) == (NOW + MINUTE, NOW)
+    assert 'no kind "cleanup.moon"' in (newer.pause_reason or "")
     assert len(runs_of(ledger, "sound")) == 1

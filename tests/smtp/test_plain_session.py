@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from maintd.clock import SystemClock
 from maintd.smtp.faults import Action, Step, Then
+from maintd.smtp.mailbox import read_index
 from maintd.smtp.plain import open_session
 from maintd.smtp.session import Phase, Result, Session, Timeouts, Verdict
-from maintd.smtp.sink import Sink, read_index
+from maintd.smtp.sink import Sink
 from tests.smtp.relaying import (
     CONTENT,
     PATIENT,

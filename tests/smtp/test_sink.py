@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maintd.clock import SystemClock
-from maintd.errors import JobFailed
+from maintd.errors import MaintdError
 from maintd.smtp.faults import Action, Step, Then
-from maintd.smtp.sink import Connection, Sink, read_index, serve_forever
+from maintd.smtp.mailbox import read_index
+from maintd.smtp.sink import Connection, Sink, serve_forever
 from tests.sinks import SinkThread
 from tests.smtp.relaying import CONTENT, Once
 
@@ -193,7 +194,7 @@ def test_a_mailbox_without_an_index_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_mailbox_has_one_writer(tmp_path: Path) -> None:
-    with SinkThread(tmp_path), pytest.raises(JobFailed, match="another sink"), SinkThread(tmp_path):
+    with SinkThread(tmp_path), pytest.raises(MaintdError, match="another sink"), SinkThread(tmp_path):
         pass
 
 

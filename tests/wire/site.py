@@ -15,7 +15,8 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from maintd.clock import SystemClock
-from maintd.config.settings import Settings, load_settings
+from maintd.config.load import load_settings
+from maintd.config.settings import Settings
 from maintd.database import Database
 from maintd.execution.runtime import Runtime, open_runtime
 from maintd.ledger import campaigns, deliveries, runs

@@ -12,7 +12,7 @@ import redis
 from maintd import api
 from maintd.keyspace import embedded_socket
 from maintd.ledger.states import DeliveryState, RunState
-from maintd.smtp.sink import read_index
+from maintd.smtp.mailbox import read_index
 from tests.sinks import SinkThread
 from tests.wire.site import Site, children_of, kill, until
 

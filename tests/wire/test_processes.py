@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import redis
+import sqlalchemy as sa
 
 from maintd import api
 from maintd.clock import new_token
+from maintd.errors import Unavailable
 from maintd.keyspace import SCHEDULE, redis_url_of
 from maintd.ledger import runs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
+from maintd.ledger.tables import jobs
 from maintd.supervise.embedded import server_command
 from maintd.supervise.supervisor import how_it_ended
 from tests.wire.site import JOBS, Site, children_of, kill, lives, until
@@ -144,6 +148,38 @@ def test_daemons_wait_for_a_redis_that_is_away_and_begin_when_it_comes(quiet_sit
         with subprocess.Popen(server_command(quiet_site.settings)) as valkey:
             assert quiet_site.ended(run_id).state is RunState.SUCCEEDED
             valkey.terminate()
+
+
+def test_a_beat_outlives_a_redis_that_refuses_to_write(quiet_site: Site) -> None:
+    (quiet_site.directory / "schedules" / "jobs.toml").write_text(EVERY_SECOND)
+    quiet_site.maintd("apply")
+    with subprocess.Popen(server_command(quiet_site.settings)) as valkey, quiet_site.process("beat") as beat:
+        until(lambda: quiet_site.runs_of("old-sessions"), what="a run")
+        with closing(redis.Redis.from_url(redis_url_of(quiet_site.settings))) as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", "9")
+            until(lambda: "Redis refuses" in quiet_site.log("beat"), what="a clear line")
+            newest = quiet_site.runs_of("old-sessions")[0].id
+            client.execute_command("REPLICAOF", "NO", "ONE")
+        until(lambda: quiet_site.runs_of("old-sessions")[0].id > newest, what="the next run")
+        assert beat.poll() is None
+        valkey.terminate()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_who_was_stopped_inside_a_transaction_delays_the_others_for_a_lease_and_ends_nobody(
+    site: Site,
+) -> None:
+    site.environ["MAINTD_STATEMENT_TIMEOUT"] = "300 ms"
+    site.maintd("apply")
+    with subprocess.Popen(server_command(site.settings)) as valkey, site.process("beat") as beat:
+        until(lambda: site.runs_of("old-sessions"), what="a run")
+        with pytest.raises(Unavailable), site.runtime.ledger.write() as stopped:
+            stopped.execute(sa.select(jobs).with_for_update())
+            newest = site.runs_of("old-sessions")[0].id
+            until(lambda: "does not answer in time" in site.log("beat"), what="a clear line")
+            until(lambda: site.runs_of("old-sessions")[0].id > newest, what="the next run")
+        assert beat.poll() is None
+        valkey.terminate()
 
 
 def test_what_ended_a_child_is_said_in_words() -> None:

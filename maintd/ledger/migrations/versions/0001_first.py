@@ -74,7 +74,6 @@ def upgrade() -> None:
         sa.Column("count", sa.Integer(), nullable=False),
         sa.Column("exact", sa.Boolean(), nullable=False, comment="false: at least that many"),
         sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column("recorded_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_misses")),
     )
     op.create_index(op.f("ix_misses_job_last_at"), "misses", ["job", "last_at"], unique=False)
@@ -84,7 +83,7 @@ def upgrade() -> None:
         sa.Column("job", sa.String(length=63), nullable=False),
         sa.Column("kind", sa.String(length=32), nullable=False),
         sa.Column("occurrence", sa.String(length=160), nullable=False),
-        sa.Column("cause", sa.String(length=16), nullable=False, comment="schedule, manual or step"),
+        sa.Column("cause", sa.String(length=16), nullable=False),
         sa.Column(
             "nominal_at",
             sa.DateTime(timezone=True),
@@ -195,9 +194,6 @@ def upgrade() -> None:
         "batches",
         sa.Column("id", _ID, nullable=False),
         sa.Column("campaign_id", _ID, nullable=False),
-        sa.Column(
-            "lane", sa.String(length=64), server_default="", nullable=False, comment="for limits by domain"
-        ),
         sa.Column("lo", sa.Integer(), nullable=False, comment="first ordinal"),
         sa.Column("hi", sa.Integer(), nullable=False, comment="ordinal after the last"),
         sa.Column("wire_hi", sa.Integer(), nullable=False, comment="below this a dot may have been written"),
@@ -205,7 +201,6 @@ def upgrade() -> None:
         sa.Column("token", sa.String(length=32), nullable=True, comment="none: to be claimed"),
         sa.Column("counter", sa.Integer(), server_default="0", nullable=False),
         sa.Column("owner", sa.String(length=128), nullable=True),
-        sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["campaign_id"], ["campaigns.id"], name=op.f("fk_batches_campaign_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
     )

@@ -1,0 +1,199 @@
+"""A batch while a process holds it: its marks, its outcomes, its heartbeat."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlalchemy.engine import Connection
+
+from maintd.clock import Clock
+from maintd.database import Database, first_line
+from maintd.errors import ClaimLost
+from maintd.ledger import batches, campaigns, deliveries
+from maintd.ledger.batches import Batch
+from maintd.ledger.campaigns import Campaign
+from maintd.ledger.deliveries import Delivery, Outcome
+from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.mail.outcomes import cut_off
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Pumped:
+    """What one working of the pump did.
+
+    Attributes:
+        settled: Deliveries by the state they came to.
+        finished: Campaigns of which nothing is left to send.
+    """
+
+    settled: dict[DeliveryState, int] = field(default_factory=dict)
+    finished: list[int] = field(default_factory=list)
+
+    def count(self, outcomes: Iterable[Outcome]) -> None:
+        """Adds outcomes that were written."""
+        for outcome in outcomes:
+            self.settled[outcome.state] = self.settled.get(outcome.state, 0) + 1
+
+
+class HeldBatch:
+    """A claimed batch: the only place where its row and its deliveries are written."""
+
+    def __init__(
+        self,
+        campaign: Campaign,
+        batch: Batch,
+        *,
+        ledger: Database,
+        clock: Clock,
+        lease: timedelta,
+        pumped: Pumped,
+    ) -> None:
+        self.campaign = campaign
+        self.batch = batch
+        self._ledger = ledger
+        self._clock = clock
+        self._lease_s = lease.total_seconds()
+        self._pumped = pumped
+        self._held_at_s = clock.monotonic_s()
+        #: Outcomes that are known and not yet written: they ride in the next commit.
+        self.known: list[Outcome] = []
+        #: Recipients of the marked window whose outcome is not known yet, and their ordinals.
+        self._on_wire: dict[bytes, int] = {}
+
+    def load(self) -> list[Delivery]:
+        """The deliveries still to be sent, in order; settles them all instead when the campaign has expired."""
+        campaign, batch, now = self.campaign, self.batch, self._clock.now()
+        if campaign.expires_at is not None and campaign.expires_at <= now:
+            with self._ledger.write() as connection:
+                batches.beat(connection, batch)
+                deliveries.settle_range(
+                    connection,
+                    campaign.id,
+                    lo=batch.lo,
+                    hi=batch.hi,
+                    to=DeliveryState.EXPIRED,
+                    now=now,
+                    detail=f"expired at {campaign.expires_at.isoformat()}",
+                )
+        with self._ledger.read() as connection:
+            return deliveries.pending(connection, campaign.id, lo=batch.lo, hi=batch.hi)
+
+    def mark(self, window: list[Delivery]) -> set[bytes]:
+        """Commits that the dots of a window may be written, and what is known of the one before.
+
+        Returns:
+            The recipients of the window that are still to be mailed: not those suppressed meanwhile.
+
+        Raises:
+            ClaimLost: Nothing was marked.
+        """
+        started_s = self._clock.monotonic_s()
+        lo, hi = window[0].ordinal, max(delivery.ordinal for delivery in window) + 1
+        with self._ledger.write() as connection:
+            batches.mark(connection, self.batch, wire_hi=hi)
+            self._settle(connection)
+            deliveries.suppress(connection, self.campaign.id, lo=lo, hi=hi, now=self._clock.now())
+            to_send = deliveries.pending_keys(connection, self.campaign.id, lo=lo, hi=hi)
+        self._written(started_s)
+        self._on_wire = {d.recipient_key: d.ordinal for d in window if d.recipient_key in to_send}
+        return set(self._on_wire)
+
+    def learn(self, delivery: Delivery, outcome: Outcome | None) -> None:
+        """Takes in what became of a delivery of the marked window; None: it was certainly not sent."""
+        self._on_wire.pop(delivery.recipient_key, None)
+        if outcome is not None:
+            self.known.append(outcome)
+
+    def finish(self) -> None:
+        """Writes what is known and closes the batch."""
+        with self._ledger.write() as connection:
+            batches.done(connection, self.batch)
+            self._settle(connection)
+        self._written(self._clock.monotonic_s())
+
+    def leave(self) -> None:
+        """Writes what is known and leaves the rest to anybody: whatever is not settled then was not sent.
+
+        What went onto the wire and was cut off from its answer is doubtful, and settled as such.
+        """
+        self.known.extend(cut_off(key, ordinal=ordinal) for key, ordinal in self._on_wire.items())
+        self._on_wire.clear()
+        try:
+            with self._ledger.write() as connection:
+                batches.release(connection, self.batch, wire_hi=self.batch.lo)
+                self._settle(connection)
+            self._written(self._clock.monotonic_s())
+        except ClaimLost:
+            self.keep_facts()
+
+    def keep_facts(self) -> None:
+        """Writes the replies that were read, although the batch is somebody else's now: a fact stays a fact.
+
+        A campaign that has finished meanwhile sends again, if one of them says "later".
+        """
+        facts = [outcome for outcome in self.known if outcome.fact]
+        now = self._clock.now()
+        with self._ledger.write() as connection:
+            campaign = campaigns.lock(connection, self.campaign.id)
+            deliveries.settle(connection, campaign.id, facts, now=now)
+            later = any(fact.state is DeliveryState.DEFERRED for fact in facts)
+            if later and campaign.state is CampaignState.FINISHED:
+                campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=now)
+        self.known.clear()
+
+    def may_send(self) -> bool:
+        """Whether the claim certainly still holds: asked before every dot."""
+        return self._clock.monotonic_s() - self._held_at_s < self._lease_s
+
+    @contextlib.asynccontextmanager
+    async def beating(self, *, every: timedelta) -> AsyncIterator[None]:
+        """Moves the batch's counter while the block runs."""
+        task = asyncio.create_task(self._beat(every.total_seconds()))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _beat(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await asyncio.to_thread(self._move_counter)
+            except ClaimLost:
+                return  # the next mark finds the same, and may_send() has run out by itself
+            except Exception as error:  # noqa: BLE001 - a heartbeat that fails is one that is missing, no more
+                logger.warning("heartbeat failed: %s", first_line(error))
+
+    def _move_counter(self) -> None:
+        started_s = self._clock.monotonic_s()
+        with self._ledger.write() as connection:
+            batches.beat(connection, self.batch)
+        self._held_at_s = max(self._held_at_s, started_s)
+
+    def _settle(self, connection: Connection) -> None:
+        now = self._clock.now()
+        deliveries.settle(connection, self.campaign.id, self.known, now=now)
+        doubts = any(outcome.state is DeliveryState.UNCERTAIN for outcome in self.known)
+        if doubts and self.campaign.spec["uncertain"] == "never_lose":
+            deliveries.resend_doubtful(
+                connection,
+                self.campaign.id,
+                lo=self.batch.lo,
+                hi=self.batch.hi,
+                now=now,
+                max_copies=self.campaign.spec["max_copies"],
+            )
+
+    def _written(self, started_s: float) -> None:
+        self._held_at_s = max(self._held_at_s, started_s)
+        self._pumped.count(self.known)
+        self.known.clear()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from maintd.spec import Duration
+from maintd.units import parse_duration
+
+DURATION = TypeAdapter(Duration)
+
+
+@pytest.mark.parametrize(
+    ("text", "duration"),
+    [
+        ("1 h 30 min", timedelta(minutes=90)),
+        ("2weeks", timedelta(days=14)),
+        ("1.5 s", timedelta(milliseconds=1500)),
+        ("1.4 ms", timedelta(milliseconds=1)),
+    ],
+)
+def test_a_duration_is_a_number_with_its_unit(text: str, duration: timedelta) -> None:
+    assert parse_duration(text) == duration
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is not a duration"),
+        ("5", "is not a duration"),
+        ("5 min or so", "is not a duration"),
+        ("1 month", 'unknown unit "month"'),
+        ("0 s", "is not between"),
+        ("0.9 ms", "is not between"),
+        ("5300 weeks", "is not between"),
+    ],
+)
+def test_what_is_no_duration_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_duration(text)
+
+
+@given(st.decimals("0.001", 36_500 * 86_400, places=5).map(lambda seconds: f"{seconds} s"))
+def test_a_stored_duration_comes_back_as_it_was_written(text: str) -> None:
+    duration = parse_duration(text)
+    assert DURATION.validate_python(DURATION.dump_python(duration, mode="json")) == duration
