@@ -11,6 +11,7 @@ from maintd.errors import Unavailable
 from maintd.keyspace import Keyspace
 from tests.cli.conftest import redis_url as redis_url
 from tests.cli.conftest import valkey_server as valkey_server
+from tests.ledgers import NOW
 
 TTL = timedelta(seconds=15)
 
@@ -38,27 +39,29 @@ def keyspace(redis_url: str) -> Iterator[Keyspace]:
 def test_a_redis_that_refuses_to_write_is_unavailable_until_it_relents(
     keyspace: Keyspace, admin: redis.Redis, refuse: str, relent: str
 ) -> None:
+    assert keyspace.acquire_lock("mine", ttl=TTL)
     admin.execute_command(*refuse.split())
     try:
-        with pytest.raises(Unavailable, match="^Redis refuses: "):
-            keyspace.acquire_lock("mine", ttl=TTL)
-        with pytest.raises(Unavailable, match="^Redis refuses: "):
-            keyspace.reschedule("mine", {"tidy": None})
+        with pytest.raises(Unavailable, match=r"^Redis refuses: "):
+            keyspace.acquire_lock("other", ttl=TTL)
+        with pytest.raises(Unavailable, match=r"^Redis refuses: "):
+            keyspace.reschedule("mine", {"tidy": NOW})
     finally:
         admin.execute_command(*relent.split())
-    assert keyspace.acquire_lock("mine", ttl=TTL)
+    keyspace.reschedule("mine", {"tidy": NOW})
+    assert keyspace.next_due() == NOW.timestamp()
 
 
 def test_a_redis_that_wants_another_password_refuses(redis_url: str) -> None:
-    with closing(Keyspace(redis_url.replace("unix://", "unix://nobody@") + "?password=wrong")) as stranger:
-        with pytest.raises(Unavailable, match="^Redis refuses: "):
-            stranger.ping()
+    url = redis_url.replace("unix://", "unix://nobody@") + "?password=wrong"
+    with closing(Keyspace(url)) as stranger, pytest.raises(Unavailable, match=r"^Redis refuses: "):
+        stranger.ping()
 
 
 def test_a_redis_that_is_not_there_does_not_answer(redis_url: str) -> None:
-    with closing(Keyspace(redis_url + ".not")) as nowhere:
-        with pytest.raises(Unavailable, match="^Redis does not answer: "):
-            nowhere.ping()
+    url = redis_url + ".not"
+    with closing(Keyspace(url)) as nowhere, pytest.raises(Unavailable, match=r"^Redis does not answer: "):
+        nowhere.ping()
 
 
 def test_a_redis_that_may_not_tell_its_memory_policy_tells_none(redis_url: str, admin: redis.Redis) -> None:

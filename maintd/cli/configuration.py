@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from maintd.cli.command import Command
+from maintd.cli.command import LEDGER_AWAY, Command
 from maintd.cli.context import Context, pass_context
 from maintd.cli.output import print_json, print_problems, print_table
 from maintd.cli.parameters import json_option
@@ -61,7 +61,7 @@ def settings(context: Context, *, as_json: bool) -> None:
         print_table(("NAME", "VALUE", "CAME FROM"), rows, empty="there are no settings")
 
 
-@click.command(cls=Command, exits={1: "the database refuses", 69: "it does not answer"})
+@click.command(cls=Command, exits={1: "the database refuses", 69: LEDGER_AWAY})
 @pass_context
 def migrate(context: Context) -> None:
     """Make the ledger, or bring it to the schema of this version.

@@ -89,7 +89,7 @@ def list_deliveries(context: Context, *, campaign: str, state: str | None, limit
         _print_deliveries(traced, ("address", *_OUTCOME), empty="there are no such deliveries")
 
 
-@click.group(cls=ListsByDefault)
+@click.group(cls=ListsByDefault, subcommand_metavar="[--campaign NAME] [--limit N] [--json] | COMMAND …")
 def uncertain() -> None:
     """List messages of which nobody can know whether they arrived, and say what to do with them.
 

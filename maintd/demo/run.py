@@ -25,11 +25,12 @@ from maintd.errors import MaintdError
 from maintd.execution.queues import Queue
 from maintd.execution.runtime import Runtime, open_runtime
 from maintd.execution.trigger import trigger
-from maintd.ledger import batches, campaigns, deliveries, runs, suppressions
-from maintd.ledger.engine import identity, migrate
+from maintd.ledger import batches, campaigns, deliveries, runs
+from maintd.ledger.engine import migrate
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RUN_MOVES, DeliveryState, RunState, is_final
-from maintd.mail.address import parse_address, recipient_key
+from maintd.mail.address import parse_address
+from maintd.mail.suppress import suppress
 from maintd.samples import SCHEDULES, TEMPLATES, sample_directory
 from maintd.smtp.sink import Sink
 from maintd.supervise.supervisor import Death
@@ -204,14 +205,8 @@ def _prepare(options: Options, settings: Settings, *, clock: Clock) -> Populatio
         population = create(
             source, seed=options.seed, users=options.users, now=clock.now(), films=options.films
         )
-    with (
-        contextlib.closing(open_runtime(settings, clock=clock)) as runtime,
-        runtime.ledger.write() as connection,
-    ):
-        key = identity(connection).recipient_key
-        for address in population.suppressed:
-            digest = recipient_key(parse_address(address).canonical, key=key)
-            suppressions.add(connection, digest, reason="demo", now=clock.now())
+    with contextlib.closing(open_runtime(settings, clock=clock)) as runtime:
+        suppress(runtime.ledger, population.suppressed, reason="demo", now=clock.now())
     return population
 
 

@@ -20,6 +20,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail.outcomes import cut_off
+from maintd.mail.recover import resend_as_allowed
 
 logger = logging.getLogger(__name__)
 
@@ -182,16 +183,8 @@ class HeldBatch:
     def _settle(self, connection: Connection) -> None:
         now = self._clock.now()
         deliveries.settle(connection, self.campaign.id, self.known, now=now)
-        doubts = any(outcome.state is DeliveryState.UNCERTAIN for outcome in self.known)
-        if doubts and self.campaign.spec["uncertain"] == "never_lose":
-            deliveries.resend_doubtful(
-                connection,
-                self.campaign.id,
-                lo=self.batch.lo,
-                hi=self.batch.hi,
-                now=now,
-                max_copies=self.campaign.spec["max_copies"],
-            )
+        if any(outcome.state is DeliveryState.UNCERTAIN for outcome in self.known):
+            resend_as_allowed(connection, self.campaign, lo=self.batch.lo, hi=self.batch.hi, now=now)
 
     def _written(self, started_s: float) -> None:
         self._held_at_s = max(self._held_at_s, started_s)

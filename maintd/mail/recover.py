@@ -8,6 +8,7 @@ from sqlalchemy.engine import Connection
 
 from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch
+from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import DeliveryState
 
 _CANCELLED = "the campaign was cancelled"
@@ -38,17 +39,17 @@ def recover(connection: Connection, batch: Batch, *, now: datetime) -> int | Non
         now=now,
         detail=f"its sender ({batch.owner}) vanished while the message may have been handed over",
     )
-    campaign = campaigns.get(connection, batch.campaign_id)
-    if doubtful and campaign.spec["uncertain"] == "never_lose":
-        deliveries.resend_doubtful(
-            connection,
-            campaign.id,
-            lo=batch.lo,
-            hi=batch.wire_hi,
-            now=now,
-            max_copies=campaign.spec["max_copies"],
-        )
+    if doubtful:
+        campaign = campaigns.get(connection, batch.campaign_id)
+        resend_as_allowed(connection, campaign, lo=batch.lo, hi=batch.wire_hi, now=now)
     return doubtful
+
+
+def resend_as_allowed(connection: Connection, campaign: Campaign, *, lo: int, hi: int, now: datetime) -> None:
+    """Puts doubtful deliveries of a range back into the line, if the campaign's policy is to lose none."""
+    if campaign.spec["uncertain"] == "never_lose":
+        copies = campaign.spec["max_copies"]
+        deliveries.resend_doubtful(connection, campaign.id, lo=lo, hi=hi, now=now, max_copies=copies)
 
 
 def settle_cancelled(connection: Connection, *, now: datetime, limit: int) -> int:

@@ -11,10 +11,10 @@ from sqlalchemy.engine import Connection
 from maintd.database import Database
 from maintd.ledger import campaigns, deliveries
 from maintd.ledger.campaigns import Campaign
-from maintd.ledger.engine import identity
 from maintd.ledger.states import CampaignState, DeliveryState
-from maintd.mail.address import Address, recipient_key
+from maintd.mail.address import Address
 from maintd.mail.control import NotPossible
+from maintd.mail.recipients import key_of
 
 #: Ordinals in one transaction, and so the most deliveries that one of them changes.
 _CHUNK = 2000
@@ -57,7 +57,7 @@ def resolve_one(ledger: Database, name: str, address: Address, word: Word, *, no
     """
     with ledger.read() as connection:
         campaign = campaigns.named(connection, name)
-        key = recipient_key(address.canonical, key=identity(connection).recipient_key)
+        key = key_of(connection, address)
 
     def settle(connection: Connection) -> int:
         return deliveries.resolve(

@@ -11,6 +11,7 @@ from maintd.database import Database
 from maintd.ledger import suppressions
 from maintd.ledger.engine import identity
 from maintd.mail.address import Address, InvalidAddress, parse_address, recipient_key
+from maintd.mail.recipients import key_of
 
 #: Addresses in one transaction.
 _CHUNK = 500
@@ -58,15 +59,13 @@ def suppress(ledger: Database, lines: Iterable[str], *, reason: str, now: dateti
 def allow(ledger: Database, address: Address) -> bool:
     """Takes an address off the list; False when it was not on it."""
     with ledger.write() as connection:
-        key = recipient_key(address.canonical, key=identity(connection).recipient_key)
-        return suppressions.remove(connection, key)
+        return suppressions.remove(connection, key_of(connection, address))
 
 
 def suppressed_since(ledger: Database, address: Address) -> tuple[str, datetime] | None:
     """Why and since when an address is listed; None when it is not."""
     with ledger.read() as connection:
-        key = recipient_key(address.canonical, key=identity(connection).recipient_key)
-        return suppressions.find(connection, key)
+        return suppressions.find(connection, key_of(connection, address))
 
 
 def _valid(chunk: Iterable[tuple[int, str]], counted: Suppressed) -> list[Address]:

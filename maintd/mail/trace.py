@@ -11,10 +11,10 @@ from sqlalchemy.engine import Connection
 from maintd.ledger import campaigns, deliveries, suppressions
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
-from maintd.ledger.engine import identity
-from maintd.mail.address import Address, recipient_key
+from maintd.mail.address import Address
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import message_id, sender_of
+from maintd.mail.recipients import key_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def trace(connection: Connection, address: Address) -> Trace:
         connection: Of the ledger.
         address: The recipient.
     """
-    key = recipient_key(address.canonical, key=identity(connection).recipient_key)
+    key = key_of(connection, address)
     return Trace(
         deliveries=with_names(connection, deliveries.find(connection, key)),
         suppressed=suppressions.find(connection, key),

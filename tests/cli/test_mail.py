@@ -184,9 +184,7 @@ class Mailing:
     def claim(self) -> Batch:
         """Takes a batch as a sender does."""
         with self.ledger.write() as connection:
-            batch = batches.claim(
-                connection, self.id, size=10, token=new_token(), owner="host:1"
-            )
+            batch = batches.claim(connection, self.id, size=10, token=new_token(), owner="host:1")
         assert batch is not None
         return batch
 

@@ -14,6 +14,8 @@ import pytest
 from click.exceptions import NoArgsIsHelpError
 
 from maintd.cli import cli
+from maintd.cli.demo import counted, recorded
+from maintd.demo.run import Report
 from maintd.errors import ExitCode
 from maintd.execution.kinds import SPECS
 from maintd.scheduling.files import read_jobs
@@ -101,3 +103,14 @@ def test_the_readme_says_what_duplicates_and_uncertain_messages_are_in_one_breat
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     [sentence] = [sentence for sentence in re.split(r"(?<=\.) ", text) if "0 duplicates" in sentence]
     assert "an uncertain message waits for your word" in sentence
+
+
+def test_the_readme_prints_the_tables_of_the_demo() -> None:
+    [printed] = [text for text in fences(ROOT / "README.md", "text") if "a film site with" in text]
+    shown = re.findall(r"^(\S[^:•\n]*?) {2,}\S", printed, re.MULTILINE)
+    uncertain = int(re.findall(r"^uncertain +(\d+) ", printed, re.MULTILINE)[0])
+    report = Report(
+        recipients=1, sent=1, uncertain=uncertain, uncertain_addresses=(), mailbox_messages=1, duplicates=0, missing=0,
+        unexpected=0, rows_removed=1, titles_rated=1, worker_killed=1, killed_at_fraction=0.3, seconds=1.0, problems=(),
+    )  # fmt: skip
+    assert shown == [*counted(report), *recorded(report)]
