@@ -3,6 +3,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -13,49 +14,49 @@ from maintd.database import Database
 from maintd.errors import JobFailed, Unavailable
 from maintd.ledger import deliveries
 from maintd.mail.audience import open_audience
-from tests.ledgers import add_campaign, key_of
+from tests.ledgers import HandClock, add_campaign, key_of
 
 LIMIT = timedelta(milliseconds=200)
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 TOUCH = sa.text("UPDATE row SET value = value + 1")
 
 
-def table_of_one_row(database: Database) -> None:
-    with database.write() as connection:
+@pytest.fixture
+def others(postgresql_url: str) -> Iterator[Database]:
+    """Somebody who waits as long as it takes, and a row to wait for."""
+    others = Database(postgresql_url, name="others")
+    with others.write() as connection:
         connection.exec_driver_sql("CREATE TABLE row (value INTEGER NOT NULL)")
         connection.exec_driver_sql("INSERT INTO row VALUES (0)")
+    yield others
+    others.dispose()
 
 
-@pytest.fixture
-def impatient(postgresql_url: str) -> Iterator[Database]:
-    """A ledger of one row, on which nobody may stand idle for long."""
-    database = Database(postgresql_url, name="ledger", owned=True, idle_timeout=LIMIT)
-    table_of_one_row(database)
-    yield database
-    database.dispose()
-
-
-def test_a_transaction_that_stands_idle_is_ended_and_keeps_nobody_waiting(impatient: Database) -> None:
-    with pytest.raises(Unavailable, match="idle-in-transaction timeout"), impatient.write() as stopped:
+def test_a_transaction_that_stands_idle_is_ended_and_keeps_nobody_waiting(
+    others: Database, postgresql_url: str
+) -> None:
+    ledger = Database(postgresql_url, name="ledger", owned=True, idle_timeout=LIMIT)
+    with pytest.raises(Unavailable, match="idle-in-transaction timeout"), ledger.write() as stopped:
         stopped.execute(TOUCH)
-        with impatient.write() as other:
-            other.execute(TOUCH)
+        with others.write() as connection:
+            connection.execute(TOUCH)
         stopped.execute(TOUCH)
-    with impatient.read() as connection:
+    ledger.dispose()
+    with others.read() as connection:
         assert connection.exec_driver_sql("SELECT value FROM row").scalar_one() == 1
 
 
 def test_who_waits_too_long_for_a_lock_on_the_ledger_may_try_again(
-    impatient: Database, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+    others: Database, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_LOCK_TIMEOUT", timedelta(milliseconds=50))
-    holder = Database(postgresql_url, name="somebody")
+    monkeypatch.setattr(database, "_LOCK_TIMEOUT", LIMIT)
+    ledger = Database(postgresql_url, name="ledger", owned=True, idle_timeout=timedelta(minutes=1))
     said = r"the ledger .* does not answer in time: .* due to lock timeout"
-    with holder.write() as held:
+    with others.write() as held:
         held.execute(TOUCH)
-        with pytest.raises(Unavailable, match=said), impatient.write() as waiting:
+        with pytest.raises(Unavailable, match=said), ledger.write() as waiting:
             waiting.execute(TOUCH)
-    holder.dispose()
+    ledger.dispose()
 
 
 def test_a_source_keeps_the_timeouts_that_its_owner_chose(postgresql_url: str) -> None:
@@ -96,13 +97,16 @@ def test_a_statement_that_takes_too_long_is_a_source_s_answer(database_url: str)
     source.dispose()
 
 
-def test_a_reader_of_sqlite_may_take_its_time_between_two_fetches(sqlite_url: str) -> None:
+def test_a_reader_of_sqlite_may_take_its_time_between_two_fetches(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = HandClock()
+    monkeypatch.setattr(database, "time", SimpleNamespace(monotonic=clock.monotonic_s))
     source = Database(sqlite_url, name="source app", statement_timeout=LIMIT)
     with source.read() as connection:
         rows = connection.exec_driver_sql(ENDLESS.replace("count(*)", "i") + " LIMIT 10000")
         assert len(rows.fetchmany(10)) == 10
-        with pytest.raises(DBAPIError, match="statement timeout"), source.read() as other:
-            other.exec_driver_sql(ENDLESS)  # by its end the limit has passed
+        clock.turn(2 * LIMIT)
         assert len(rows.fetchall()) == 9990
     source.dispose()
 

@@ -71,6 +71,7 @@ def migrate(context: Context) -> None:
     \b
     Example: maintd migrate
     """
+    context.settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     url = context.settings.database_url.get_secret_value()
     before, after = migrate_ledger(url)
     where = ledger_database(url).where

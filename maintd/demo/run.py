@@ -198,6 +198,7 @@ def _prepare(options: Options, settings: Settings, *, clock: Clock) -> Populatio
     """Copies the sample set, makes the ledger and the film site's database, and suppresses whom it must."""
     for name in (SCHEDULES, TEMPLATES):
         shutil.copytree(sample_directory(name), options.directory / name)
+    settings.state_dir.mkdir(mode=0o700)
     before, _ = migrate(settings.database_url.get_secret_value())
     if before is not None:
         raise MaintdError("there is a ledger in that database already; the demo wants one of its own")

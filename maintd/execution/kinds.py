@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from maintd.mail.audience import columns_of
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import sender_of
 from maintd.mail.enrol import Edition, check_columns, enrol
+from maintd.mail.preview import Draft, NobodyThere, preview
 from maintd.mail.templates import compile_bundle
 from maintd.ratings import recompute
 from maintd.ratings.spec import RatingsSpec
@@ -190,6 +192,22 @@ def _examine_campaign(spec: Spec, files: Mapping[str, str], runtime: Runtime) ->
         for key, sql in queries.items()
     }
     check_columns(campaign, template, columns["audience.sql"])
+    _try_one(campaign, files, runtime)
+
+
+def _try_one(campaign: CampaignSpec, files: Mapping[str, str], runtime: Runtime) -> None:
+    """Makes the mail of the first in line, and throws it away: what cannot be made for one is seen before it is due."""
+    draft = Draft(
+        job="check",
+        spec=campaign.sent_by(runtime.settings.mail_from),
+        files=files,
+        timezone="UTC",
+        uid="check",
+        now=runtime.clock.now(),
+    )
+    source = runtime.sources.get(campaign.source)
+    with contextlib.suppress(NobodyThere):  # an empty audience is no mistake
+        _ = preview(draft, source=source, recipient=None, redirect=None).message
 
 
 def _run_pipeline(work: Work) -> Done:

@@ -12,7 +12,7 @@ from maintd.execution import pipelines
 from maintd.execution.queues import Queue
 from maintd.ledger import campaigns, deliveries, runs
 from maintd.ledger.campaigns import Campaign
-from maintd.ledger.states import CampaignState, RunState
+from maintd.ledger.states import CampaignState, DeliveryState, RunState
 
 
 def conclude(ledger: Database, *, now: datetime) -> set[Queue]:
@@ -32,17 +32,19 @@ def conclude(ledger: Database, *, now: datetime) -> set[Queue]:
 
 
 def _end(connection: Connection, campaign: Campaign, result: dict[str, Any], *, now: datetime) -> set[Queue]:
-    finished = campaign.state is CampaignState.FINISHED
-    ended = runs.move(
-        connection,
-        campaign.run_id,
-        to=RunState.SUCCEEDED if finished else RunState.FAILED,
-        now=now,
-        result=result,
-        reason=None if finished else f"campaign {campaign.name} was cancelled",
-    )
+    reason = _what_went_wrong(campaign, result)
+    to = RunState.FAILED if reason else RunState.SUCCEEDED
+    ended = runs.move(connection, campaign.run_id, to=to, now=now, result=result, reason=reason)
     run = runs.get(connection, campaign.run_id)
     return pipelines.step_ended(connection, run, now=now) if ended and run is not None else set()
+
+
+def _what_went_wrong(campaign: Campaign, result: dict[str, Any]) -> str | None:
+    if campaign.state is not CampaignState.FINISHED:
+        return f"campaign {campaign.name} was cancelled"
+    if DeliveryState.REJECTED in result and DeliveryState.SENT not in result:
+        return f"nobody was mailed: `maintd deliveries list {campaign.name}` tells why each was rejected"
+    return None
 
 
 def mailed(connection: Connection, campaign: Campaign) -> dict[str, Any]:

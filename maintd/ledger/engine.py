@@ -74,10 +74,7 @@ def open_ledger(
     found, wanted = schema_revision(ledger), head_revision()
     if found != wanted:
         ledger.dispose()
-        raise SchemaUnknown(
-            f"the ledger ({ledger.where}) has schema {found or 'none'}, this version works with {wanted}; "
-            + ("run `maintd migrate`" if found is None or _knows(found) else "use a newer maintd")
-        )
+        raise _unknown(ledger, found)
     return ledger
 
 
@@ -86,10 +83,18 @@ def migrate(url: str) -> tuple[str | None, str]:
 
     Returns:
         The revision before (None for a new ledger) and after.
+
+    Raises:
+        SchemaUnknown: A newer version of maintd has been there.
+        MaintdError: The directory of a SQLite ledger does not exist.
+        Unavailable: The database does not answer.
     """
     path = sqlite_path(sa.make_url(url)) if url.startswith("sqlite") else None
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path is not None and not path.parent.is_dir():
+        # Not made: a slip in a path would become a new and empty ledger.
+        raise MaintdError(
+            f"there is no directory {path.parent} for the ledger; make it, or mend MAINTD_DATABASE_URL"
+        )
     database = ledger_database(url)
     try:
         with database.write() as connection:
@@ -98,6 +103,8 @@ def migrate(url: str) -> tuple[str | None, str]:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(4_711_0001)))
                 connection.execute(sa.schema.CreateSchema(SCHEMA, if_not_exists=True))
             before = _revision(connection)
+            if before is not None and not _knows(before):
+                raise _unknown(database, before)
             config = _alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -133,6 +140,13 @@ def _revision(connection: Connection) -> str | None:
         connection, opts={"version_table_schema": SCHEMA if on_postgresql else None}
     )
     return context.get_current_revision()
+
+
+def _unknown(ledger: Database, found: str | None) -> SchemaUnknown:
+    cure = "run `maintd migrate`" if found is None or _knows(found) else "use a newer maintd"
+    return SchemaUnknown(
+        f"the ledger ({ledger.where}) has schema {found or 'none'}, this version works with {head_revision()}; {cure}"
+    )
 
 
 def _knows(revision: str) -> bool:

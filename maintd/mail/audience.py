@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -18,6 +19,10 @@ from maintd.errors import JobFailed
 from maintd.mail.campaign import SQL_PREFIX, CampaignSpec
 
 CHUNK = 1000
+# Comments, then the first word. What else could stand there is no question: ATTACH makes a file even when it may not
+# write, and PRAGMA and SET change the connection.
+_BEFORE = r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/|\()*"
+_QUESTION = re.compile(rf"{_BEFORE}(?:SELECT|WITH|VALUES|TABLE)\b", re.IGNORECASE | re.DOTALL)
 #: A query whose rows every recipient shares is kept with the campaign: it must stay small.
 MAX_SHARED_ROWS = 1000
 
@@ -34,9 +39,11 @@ def open_audience(source: Database, sql: str, *, key: str) -> Iterator[tuple[lis
         key: The job's key that names it, for errors.
 
     Raises:
-        JobFailed: The database refuses the statement; in the middle of the rows too.
+        JobFailed: It is no query, or the database refuses it; in the middle of the rows too.
         Unavailable: The source does not answer.
     """
+    if not _QUESTION.match(sql):
+        raise JobFailed(f"{key}: the statement must be one SELECT (or WITH … SELECT), and there is none")
     # Not around the caller's block as well: what fails in there is none of the source's refusals.
     with source.read() as connection:
         with _refusals(source, key=key):

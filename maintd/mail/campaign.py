@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from maintd.errors import Problem, Problems, did_you_mean
 from maintd.mail.address import parse_address, parse_from
+from maintd.mail.message import UnsafeHeader, check_headers
 from maintd.mail.templates import Bundle, MailTemplate, read_bundle
 from maintd.spec import Duration, Spec
 from maintd.textfile import read_text
@@ -75,6 +76,15 @@ class CampaignSpec(Spec):
     """What was not sent this long after the edition began is not sent any more."""
     stop_at: MailStopAt = MailStopAt()
     """Caps that stop the mailing before its first message."""
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_given(cls, headers: dict[str, str]) -> dict[str, str]:
+        try:
+            check_headers(headers)
+        except UnsafeHeader as error:
+            raise ValueError(str(error)) from None
+        return headers
 
     @field_validator("from_")
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode, encodebytes
 from binascii import b2a_qp
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
@@ -84,6 +84,15 @@ def needs_smtputf8(content: Content) -> bool:
 def is_header_safe(value: str) -> bool:
     """Whether a text can stand in a header: no line break or other control character, no half of a surrogate pair."""
     return _UNSAFE.search(value) is None
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Whether these can be given as extra headers.
+
+    Raises:
+        UnsafeHeader: One of them cannot.
+    """
+    list(_extra(headers.items()))
 
 
 def build_message(content: Content) -> bytes:

@@ -22,6 +22,10 @@ from maintd.smtp.session import Outgoing
 _KEY = b"preview"
 
 
+class NobodyThere(JobFailed):
+    """The audience has nobody to make a mail for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Draft:
     """A campaign job that need not be applied.
@@ -96,7 +100,8 @@ def preview(
         redirect: The address that gets everything, for staging.
 
     Raises:
-        JobFailed: Bad SQL, missing columns, nobody to make it for, no sender.
+        JobFailed: Bad SQL, missing columns, no sender.
+        NobodyThere: The audience has no such person, or nobody with a valid address.
         RenderFailed: The template cannot be rendered with that person's fields.
         Unavailable: The source does not answer.
     """
@@ -145,8 +150,13 @@ def _person(
                 if address and (recipient is None or address.canonical == recipient.canonical):
                     return address, row
             read += len(chunk)
-    whom = "anybody with a valid address" if recipient is None else recipient.mailbox
-    raise JobFailed(f"the audience of {draft.job} has {read:,} rows, and {whom} is not among them")
+    if recipient is not None:
+        raise NobodyThere(
+            f"{recipient.mailbox} is not among the {read:,} rows of the audience of {draft.job}"
+        )
+    raise NobodyThere(
+        f"the audience of {draft.job} has {read:,} rows and nobody with a valid address in them"
+    )
 
 
 def _address(text: object) -> Address | None:

@@ -51,6 +51,7 @@ class Windows:
         sessions = await self._sessions.ready(len(line))
         window = [line.popleft() for _ in sessions]
         messages = await asyncio.to_thread(self._compose, window)
+        self._streak += len(window) - len(messages)
         to_send = await asyncio.to_thread(self._held.mark, window)
         sent = [
             (delivery, message, session)

@@ -35,9 +35,13 @@ def raising(error: BaseException) -> Act:
 
 def took_over(ledger: Database, run_id: int) -> Run:
     """Takes a run from its worker, as a judge does."""
-    with ledger.write() as connection:
-        (found,) = [run for run in runs.running(connection) if run.id == run_id]
-        assert runs.take_from_the_dead(connection, found, to=RunState.PARKED, now=NOW, reason="taken over")
+    taken = False
+    while not taken:  # its heart beats, so its counter may move between the two statements
+        with ledger.write() as connection:
+            (found,) = [run for run in runs.running(connection) if run.id == run_id]
+            taken = runs.take_from_the_dead(
+                connection, found, to=RunState.PARKED, now=NOW, reason="taken over"
+            )
     return run_of(ledger, run_id)
 
 

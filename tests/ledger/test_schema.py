@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from maintd.database import Database
-from maintd.errors import Unavailable
+from maintd.errors import MaintdError, Unavailable
 from maintd.ledger import engine, tables
 from maintd.ledger.engine import (
     SCHEMA,
@@ -87,6 +87,19 @@ def test_no_two_ledgers_are_the_same(tmp_path: Path) -> None:
         ledger.dispose()
     assert identities[0].ledger_id != identities[1].ledger_id
     assert identities[0].recipient_key != identities[1].recipient_key
+
+
+def test_a_newer_schema_is_not_migrated_but_refused_in_words(database_url: str) -> None:
+    migrate(database_url)
+    set_revision(database_url, "9999")
+    with pytest.raises(SchemaUnknown, match="use a newer maintd"):
+        migrate(database_url)
+
+
+def test_a_slip_in_a_path_makes_no_new_ledger(tmp_path: Path) -> None:
+    with pytest.raises(MaintdError, match="there is no directory"):
+        migrate(f"sqlite:///{tmp_path / 'slip' / 'ledger.db'}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_schema_the_cure_is_to_migrate(database_url: str) -> None:

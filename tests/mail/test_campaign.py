@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from maintd.errors import Problems
 from maintd.mail.campaign import AudienceSpec, CampaignSpec, read_files
@@ -29,3 +30,12 @@ def test_every_text_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:
         f'shared.new: there is no file {tmp_path}/new.sql; did you mean "news.sql"?',
         f"{tmp_path}/digest/subject.txt: is not UTF-8: byte 1 is wrong; save it as UTF-8",
     ]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Bcc": "x@y.example"}, {"Su bject": "x"}, {"X-Ü": "x"}, {"X-Note": "one\ntwo"}, {"To": "x@y.example"}],
+)
+def test_a_header_that_cannot_be_given_is_refused_when_the_job_is_read(headers: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="header"):
+        CampaignSpec.model_validate({**SPEC.model_dump(by_alias=True), "headers": headers})

@@ -524,3 +524,20 @@ def test_nothing_is_added_to_an_audience_that_was_enrolled_by_somebody_else(
     (successor,) = successors
     assert campaign_of(ledger, successor.id) == successor
     assert tallied(ledger, successor.id) == {PENDING: 25}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "",
+        "-- nothing but a comment",
+        "ATTACH DATABASE 'x.db' AS x",
+        "PRAGMA query_only = OFF",
+        "DELETE FROM t",
+    ],
+)
+def test_what_is_no_query_is_never_handed_to_the_database(
+    ledger: Database, source: Database, clock: HandClock, sql: str
+) -> None:
+    with pytest.raises(JobFailed, match="must be one SELECT"):
+        enrolled(edition_of(ledger, sql), ledger, source, clock)

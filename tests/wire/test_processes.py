@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from maintd.clock import new_token
 from maintd.errors import Unavailable
 from maintd.keyspace import SCHEDULE, redis_url_of
 from maintd.ledger import runs
+from maintd.ledger.engine import open_ledger
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.ledger.tables import jobs
@@ -166,20 +168,22 @@ def test_a_beat_outlives_a_redis_that_refuses_to_write(quiet_site: Site) -> None
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_who_was_stopped_inside_a_transaction_delays_the_others_for_a_lease_and_ends_nobody(
-    site: Site,
+def test_who_was_stopped_inside_a_transaction_delays_the_others_for_a_while_and_ends_nobody(
+    site: Site, database_url: str
 ) -> None:
+    ledger = open_ledger(database_url, idle_timeout=timedelta(seconds=4))
     site.environ["MAINTD_STATEMENT_TIMEOUT"] = "300 ms"
     site.maintd("apply")
     with subprocess.Popen(server_command(site.settings)) as valkey, site.process("beat") as beat:
         until(lambda: site.runs_of("old-sessions"), what="a run")
-        with pytest.raises(Unavailable), site.runtime.ledger.write() as stopped:
+        with pytest.raises(Unavailable), ledger.write() as stopped:
             stopped.execute(sa.select(jobs).with_for_update())
             newest = site.runs_of("old-sessions")[0].id
             until(lambda: "does not answer in time" in site.log("beat"), what="a clear line")
             until(lambda: site.runs_of("old-sessions")[0].id > newest, what="the next run")
         assert beat.poll() is None
         valkey.terminate()
+    ledger.dispose()
 
 
 def test_what_ended_a_child_is_said_in_words() -> None:
