@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 _LISTED = 10
+_LONG_NAME = re.compile(r"\[([^\[\]\s]{80})[^\[\]\s]+\]")
 
 
 class ExitCode(IntEnum):
@@ -70,7 +72,8 @@ class Problem:
     cure: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f"; {self.cure}" if self.cure else "")
+        where = _LONG_NAME.sub(r"[\1…]", self.where)
+        return f"{where}: {self.what}" + (f"; {self.cure}" if self.cure else "")
 
 
 class Problems(MaintdError):
@@ -81,18 +84,20 @@ class Problems(MaintdError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-def did_you_mean(wrong: str, names: Iterable[str], *, listing: bool = True) -> str:
+def did_you_mean(wrong: str, names: Iterable[str], *, listing: bool = True, prefix: str = "") -> str:
     """Returns `did you mean "x"?` for the nearest of `names`, else the first of them, else nothing.
 
     Args:
         wrong: What was given.
         names: What there is.
         listing: Whether the names are listed where none is near.
+        prefix: What all names begin with; having it too makes nothing near.
     """
     known = sorted(names)
-    near = difflib.get_close_matches(wrong, known, n=1)
+    stems = [name.removeprefix(prefix) for name in known]
+    near = difflib.get_close_matches(wrong.removeprefix(prefix), stems, n=1)
     if near:
-        return f'did you mean "{near[0]}"?'
+        return f'did you mean "{prefix}{near[0]}"?'
     return f"known: {_listed(known)}" if known and listing else ""
 
 

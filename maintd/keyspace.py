@@ -39,6 +39,7 @@ _REFUSALS = (
 _CONNECT_TIMEOUT_S = 5
 _ANSWER_TIMEOUT_S = 10
 _MIRROR_CHUNK = 500
+_EMBEDDED_SOCKET = Path("valkey", "valkey.sock")
 
 _RENEW = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
@@ -82,7 +83,7 @@ def redis_url_of(settings: Settings) -> str:
 
 def embedded_socket(settings: Settings) -> Path:
     """The Unix socket of the embedded server, in the state directory."""
-    return settings.state_dir / "valkey" / "valkey.sock"
+    return settings.state_dir / _EMBEDDED_SOCKET
 
 
 class Keyspace:
@@ -94,6 +95,12 @@ class Keyspace:
         Args:
             url: `redis://`, `rediss://` or `unix://`.
         """
+        embedded = url.startswith("unix://") and url.endswith(f"/{_EMBEDDED_SOCKET}")
+        self._which = (
+            "it is the embedded server; is `maintd up` running?"
+            if embedded
+            else "it is the one of MAINTD_REDIS_URL"
+        )
         self._client = redis.Redis.from_url(
             url,
             socket_connect_timeout=_CONNECT_TIMEOUT_S,
@@ -112,12 +119,12 @@ class Keyspace:
         Raises:
             Unavailable: It is not.
         """
-        with _answering():
+        with self._answering():
             self._client.ping()
 
     def maxmemory_policy(self) -> str:
         """What Redis does when its memory is full; empty when it will not say."""
-        with _answering():
+        with self._answering():
             try:
                 return str(self._client.info("memory").get("maxmemory_policy", ""))
             except redis.ResponseError:  # an access list (ACL) forbids INFO
@@ -125,44 +132,44 @@ class Keyspace:
 
     def queue_length(self, queue: str) -> int:
         """Wake tokens waiting in a queue."""
-        with _answering():
+        with self._answering():
             return self._client.llen(PREFIX + queue)
 
     def acquire_lock(self, token: str, *, ttl: timedelta) -> bool:
         """Tries to become the leader."""
-        with _answering():
+        with self._answering():
             return bool(self._client.set(LOCK, token, nx=True, px=_ms(ttl)))
 
     def renew_lock(self, token: str, *, ttl: timedelta) -> bool:
         """Stays the leader; False when somebody else is."""
-        with _answering():
+        with self._answering():
             return bool(self._client.eval(_RENEW, 1, LOCK, token, str(_ms(ttl))))
 
     def release_lock(self, token: str) -> None:
         """Steps down, if still the leader."""
-        with _answering():
+        with self._answering():
             self._client.eval(_RELEASE, 1, LOCK, token)
 
     def leader_ttl(self) -> timedelta | None:
         """How long the present leader's lock still holds; None when nobody leads."""
-        with _answering():
+        with self._answering():
             left_ms = self._client.pttl(LOCK)
         return timedelta(milliseconds=left_ms) if left_ms > 0 else None
 
     def mirrored(self) -> str | None:
         """What the mirror says it was built from; None when there is no mirror."""
-        with _answering():
+        with self._answering():
             return cast("str | None", self._client.get(MIRROR))
 
     def due_jobs(self, *, now: datetime, limit: int) -> list[str]:
         """Names of the jobs whose instant has come, by the mirror."""
-        with _answering():
+        with self._answering():
             keys = self._client.zrange(SCHEDULE, 0, int(now.timestamp()), byscore=True, offset=0, num=limit)
         return [key.removeprefix(REDBEAT_PREFIX) for key in cast(Sequence[str], keys)]
 
     def next_due(self) -> float | None:
         """When the first job is due, in seconds of UTC; None when none ever is."""
-        with _answering():
+        with self._answering():
             first = cast("list[tuple[str, float]]", self._client.zrange(SCHEDULE, 0, 0, withscores=True))
         return first[0][1] if first else None
 
@@ -191,7 +198,7 @@ class Keyspace:
         Raises:
             ClaimLost: The token is not the leader's.
         """
-        with _answering():
+        with self._answering():
             known = cast("list[str]", self._client.zrange(SCHEDULE, 0, -1))
         stale = {key.removeprefix(REDBEAT_PREFIX) for key in known} - definitions.keys()
         for chunk in _chunks([*definitions.items(), *((job, "") for job in stale)]):
@@ -201,20 +208,19 @@ class Keyspace:
         self._guarded(_STAMP, [LOCK, MIRROR], [token, built_from])
 
     def _guarded(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> None:
-        with _answering():
+        with self._answering():
             done = self._client.eval(script, len(keys), *keys, *arguments)
         if not done:
             raise ClaimLost("this beat does not lead any more")
 
-
-@contextlib.contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except _REFUSALS as error:
-        raise Unavailable(f"Redis refuses: {error}") from error
-    except (redis.RedisError, OSError) as error:
-        raise Unavailable(f"Redis does not answer: {error}") from error
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except _REFUSALS as error:
+            raise Unavailable(f"Redis refuses: {error}; {self._which}") from error
+        except (redis.RedisError, OSError) as error:
+            raise Unavailable(f"Redis does not answer: {error}; {self._which}") from error
 
 
 def _ms(duration: timedelta) -> int:

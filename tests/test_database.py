@@ -16,15 +16,18 @@ from maintd.ledger import deliveries
 from maintd.mail.audience import open_audience
 from tests.ledgers import HandClock, add_campaign, key_of
 
-LIMIT = timedelta(milliseconds=200)
-ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+LIMIT, LONG = timedelta(milliseconds=200), timedelta(seconds=20)
+COUNTED = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {most}) SELECT {what} FROM n"
+)
+SLOW = COUNTED.format(most=50_000_000, what="count(*)")
 TOUCH = sa.text("UPDATE row SET value = value + 1")
 
 
 @pytest.fixture
 def others(postgresql_url: str) -> Iterator[Database]:
-    """Somebody who waits as long as it takes, and a row to wait for."""
-    others = Database(postgresql_url, name="others")
+    """Somebody patient, and a row to wait for."""
+    others = Database(postgresql_url, name="others", statement_timeout=LONG)
     with others.write() as connection:
         connection.exec_driver_sql("CREATE TABLE row (value INTEGER NOT NULL)")
         connection.exec_driver_sql("INSERT INTO row VALUES (0)")
@@ -50,7 +53,7 @@ def test_who_waits_too_long_for_a_lock_on_the_ledger_may_try_again(
     others: Database, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_LOCK_TIMEOUT", LIMIT)
-    ledger = Database(postgresql_url, name="ledger", owned=True, idle_timeout=timedelta(minutes=1))
+    ledger = Database(postgresql_url, name="ledger", owned=True, statement_timeout=LONG, idle_timeout=LONG)
     said = r"the ledger .* does not answer in time: .* due to lock timeout"
     with others.write() as held:
         held.execute(TOUCH)
@@ -82,14 +85,14 @@ def test_a_statement_that_takes_too_long_is_worth_another_try_on_the_ledger(data
     ledger = Database(database_url, name="ledger", owned=True, statement_timeout=LIMIT)
     said = r"the ledger .* does not answer in time: .* due to statement timeout"
     with pytest.raises(Unavailable, match=said), ledger.read() as connection:
-        connection.exec_driver_sql(ENDLESS)
+        connection.exec_driver_sql(SLOW)
     ledger.dispose()
 
 
 def test_a_statement_that_takes_too_long_is_a_source_s_answer(database_url: str) -> None:
     source = Database(database_url, name="source app", statement_timeout=LIMIT)
     said = r"audience: the source app refuses .* due to statement timeout"
-    with pytest.raises(JobFailed, match=said), open_audience(source, ENDLESS, key="audience"):
+    with pytest.raises(JobFailed, match=said), open_audience(source, SLOW, key="audience"):
         pass
     # What was interrupted has no after-effects.
     with source.write() as connection:
@@ -104,7 +107,7 @@ def test_a_reader_of_sqlite_may_take_its_time_between_two_fetches(
     monkeypatch.setattr(database, "time", SimpleNamespace(monotonic=clock.monotonic_s))
     source = Database(sqlite_url, name="source app", statement_timeout=LIMIT)
     with source.read() as connection:
-        rows = connection.exec_driver_sql(ENDLESS.replace("count(*)", "i") + " LIMIT 10000")
+        rows = connection.exec_driver_sql(COUNTED.format(most=10_000, what="i"))
         assert len(rows.fetchmany(10)) == 10
         clock.turn(2 * LIMIT)
         assert len(rows.fetchall()) == 9990

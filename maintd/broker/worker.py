@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection
 
 from celery import Celery, signals
+from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import SecurityWarning
 from celery.worker import state
 
@@ -40,6 +41,8 @@ def run_worker(app: Celery, *, runtime: Runtime, wake: Wake, queues: Collection[
     signals.setup_logging.connect(_keep_logging, weak=False)
     # It warns root of pickle, which no message of ours can be.
     warnings.simplefilter("ignore", SecurityWarning)
+    # It warns of its next version whenever Redis goes away.
+    warnings.simplefilter("ignore", CPendingDeprecationWarning)
     worker = Worker(runtime, stopping=stopping.is_set)
     register(app, worker, wake)
     try:

@@ -11,6 +11,7 @@ import click
 
 from maintd import __version__
 from maintd.cli.lazy import Entry, LazyGroup
+from maintd.cli.terminal import write_anything
 from maintd.errors import ExitCode, MaintdError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ _TABLE = {
 @click.version_option(__version__, prog_name="maintd")
 @click.option(
     "--env-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="Read settings from this file; without it from $MAINTD_ENV_FILE, else ./maintd.env.",
 )
 @click.pass_context
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: Those of the process without it.
     """
+    write_anything()
     sys.exit(_exit_code(arguments))
 
 

@@ -166,7 +166,7 @@ def _summary(connection: Connection, campaign: Campaign) -> dict[str, Any]:
     counts = ledger_deliveries.counts(connection, campaign.id)
     return {
         "id": campaign.id,
-        "name": campaign.name,
+        "campaign": campaign.name,
         "state": campaign.state.value,
         "reason": campaign.reason,
         "enrolled": campaign.enrolled,
@@ -198,7 +198,7 @@ def _campaign_row(summary: Mapping[str, Any]) -> list[object]:
 
 _CAMPAIGN_COLUMNS = {
     "id": "id",
-    "name": "campaign",
+    "campaign": "campaign",
     "state": "state",
     "enrolled": "enrolled",
     "deliveries": "deliveries",

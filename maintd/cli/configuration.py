@@ -71,9 +71,10 @@ def migrate(context: Context) -> None:
     \b
     Example: maintd migrate
     """
-    context.settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    context.make_state_dir()
     url = context.settings.database_url.get_secret_value()
-    before, after = migrate_ledger(url)
+    with context.naming_the_ledger():
+        before, after = migrate_ledger(url)
     where = ledger_database(url).where
     change = "unchanged" if before == after else f"from {before or 'none'}"
     click.echo(f"ledger {where}: schema {after} ({change})")

@@ -108,6 +108,7 @@ def up(context: Context) -> None:
     \b
     Example: maintd migrate && maintd up
     """
+    context.make_state_dir()
     asyncio.run(_up(context))
 
 

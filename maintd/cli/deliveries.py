@@ -11,7 +11,7 @@ from maintd.broker.wake import open_wake
 from maintd.cli.command import LEDGER_AWAY, Group, ListsByDefault
 from maintd.cli.context import Context, pass_context
 from maintd.cli.output import print_json, print_table
-from maintd.cli.parameters import ADDRESS, json_option, limit_option
+from maintd.cli.parameters import ADDRESS, confirm, json_option, limit_option
 from maintd.cli.suppressions import suppression, tell_suppressed
 from maintd.errors import UsageError
 from maintd.execution.queues import Queue
@@ -159,7 +159,7 @@ def resolve_uncertain(
         raise UsageError("name one address, or say --all")
     if said == [Word.RESEND] and not yes:
         whom = address.mailbox if address else f"all uncertain recipients of {campaign}"
-        click.confirm(f"Whoever got it after all gets it twice. Send it again to {whom}?", abort=True)
+        confirm(f"Whoever got it after all gets it twice. Send it again to {whom}?")
     with context.runtime() as runtime:
         ledger, now = runtime.ledger, context.clock.now()
         if address is None:

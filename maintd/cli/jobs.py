@@ -13,7 +13,7 @@ import click
 from maintd.cli.command import LEDGER_AWAY, Command
 from maintd.cli.context import Context, pass_context
 from maintd.cli.output import NOTHING, print_json, print_table
-from maintd.cli.parameters import json_option
+from maintd.cli.parameters import json_option, reason_option
 from maintd.config.settings import Settings
 from maintd.errors import ExitCode, Unavailable
 from maintd.execution.project import read_project
@@ -155,7 +155,7 @@ def _say_who_leads(settings: Settings) -> None:
 
 @click.command(cls=Command, exits={0: "paused", 64: "there is no such job", 69: LEDGER_AWAY})
 @click.argument("job")
-@click.option("--reason", required=True, metavar="TEXT", help="Why; shown wherever the job is.")
+@reason_option
 @pass_context
 def pause(context: Context, *, job: str, reason: str) -> None:
     """Keep a job from becoming due until it is resumed.

@@ -16,13 +16,16 @@ import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
+from maintd.cli.narrow import fitting
 from maintd.errors import MaintdError, Problem, Problems
 from maintd.units import format_duration
 
 #: What a table shows where there is nothing.
 NOTHING = "–"
+#: Columns that a narrow terminal keeps: what one looks things up by, and how they stand.
+_KEPT = frozenset({"ADDRESS", "CAMPAIGN", "ID", "JOB", "MESSAGE ID", "RUN", "STATE", "STEP", "WHAT", "NAME"})
 
 
 def console() -> Console:
@@ -41,19 +44,24 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
     if not rows:
         click.echo(empty)
         return
-    table = Table(
-        *(column.upper() for column in columns), box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold"
-    )
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    console().print(table)
+    headings = [column.upper() for column in columns]
+    cells = [[_cell(value) for value in row] for row in rows]
+    screen = console()
+    widths = fitting(headings, cells, width=screen.width, keep=_KEPT)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for place, width in widths.items():
+        table.add_column(headings[place], width=width, overflow="fold")
+    for row in cells:
+        # What comes from a user or a relay is never read as markup.
+        table.add_row(*(escape(row[place]) for place in widths))
+    screen.print(table)
 
 
 def print_pairs(pairs: Mapping[str, object]) -> None:
     """Prints names and values, one line each."""
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
     for name, value in pairs.items():
-        table.add_row(f"[bold]{name}[/bold]", _cell(value))
+        table.add_row(f"[bold]{name}[/bold]", escape(_cell(value)))
     console().print(table)
 
 
@@ -95,8 +103,7 @@ def _cell(value: object) -> str:
         return f"{value:%Y-%m-%d %H:%M:%S}Z"
     if _is_number(value):
         return f"{value:,}"
-    # What comes from a user or a relay is never read as markup.
-    return escape(str(value))
+    return str(value)
 
 
 def _is_number(value: object) -> TypeGuard[int]:

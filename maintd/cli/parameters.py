@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from maintd.errors import ExitCode, MaintdError
 from maintd.mail.address import Address, InvalidAddress, parse_address
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -27,6 +28,27 @@ class _AddressType(click.ParamType[Address]):
 
 
 ADDRESS = _AddressType()
+
+
+class NotConfirmed(MaintdError):
+    """There was nobody to answer a question."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+def confirm(question: str) -> None:
+    """Asks, and goes on only after a yes.
+
+    Raises:
+        click.Abort: The answer was no, or Ctrl-C.
+        NotConfirmed: Standard input has ended.
+    """
+    try:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort as error:
+        if isinstance(error.__context__, EOFError):
+            raise NotConfirmed("not confirmed; use --yes") from None
+        raise
 
 
 def json_option(command: _F) -> _F:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -15,20 +15,21 @@ from maintd.broker.wake import open_wake
 from maintd.cli.command import LEDGER_AWAY, Command, ListsByDefault
 from maintd.cli.context import Context, pass_context
 from maintd.cli.output import NOTHING, ago, in_short, print_json, print_pairs, print_table
-from maintd.cli.parameters import json_option, limit_option
+from maintd.cli.parameters import confirm, json_option, limit_option
 from maintd.errors import ExitCode, UsageError
 from maintd.execution import intervene
 from maintd.execution.dryrun import DryRun, overlap_of
 from maintd.execution.dryrun import dry_run as dry_run_of
-from maintd.execution.follow import Standing, follow, standing
+from maintd.execution.follow import Standing, counted, follow, found_finished, standing
 from maintd.ledger import jobs, misses
 from maintd.ledger import runs as stored_runs
-from maintd.ledger.campaigns import Campaign
 from maintd.ledger.misses import Miss
 from maintd.ledger.runs import Run
-from maintd.ledger.states import RunState
+from maintd.ledger.states import DeliveryState, RunState
 
 _INTERNAL = ("token", "counter")
+#: A run that stands so is in, or has ended with, a try that is neither among its failures nor its losses.
+_LAST_TRY = frozenset({RunState.RUNNING, RunState.UNDERWAY, RunState.SUCCEEDED, RunState.FAILED})
 
 
 @click.command(
@@ -75,7 +76,8 @@ def run(
         return
     if new_edition:
         _confirm_new_edition(context, job, yes=yes)
-    run_id = api.trigger(job, new_edition=new_edition, settings=context.settings)
+    with context.naming_the_ledger():
+        run_id = api.trigger(job, new_edition=new_edition, settings=context.settings)
     click.echo(f"run {run_id} of {job} is queued", err=wait or as_json)
     if wait:
         _wait(context, run_id, as_json=as_json)
@@ -123,8 +125,8 @@ def _confirm_new_edition(context: Context, job: str, *, yes: bool) -> None:
         err=True,
     )
     question = f"Mail {again:,} people once more? (--yes does not ask)"
-    if not yes and not click.confirm(question, err=True):
-        raise click.Abort
+    if not yes:
+        confirm(question)
 
 
 def _wait(context: Context, run_id: int, *, as_json: bool) -> None:
@@ -144,16 +146,29 @@ def _wait(context: Context, run_id: int, *, as_json: bool) -> None:
 def _tell(now: Standing, told: dict[int, str]) -> None:
     """Says on standard error what is new since the last look."""
     for one in (now.run, *now.steps):
-        line = f"{one.job}: {one.state} {_progress(one, now.campaigns.get(one.id))}".rstrip()
+        line = f"{one.job}: {one.state} {_progress(one, now)}".rstrip()
         if told.get(one.id) != line:
             told[one.id] = line
             click.echo(line, err=True)
 
 
-def _progress(one: Run, campaign: Campaign | None) -> str:
+def _progress(one: Run, now: Standing) -> str:
+    campaign = now.campaigns.get(one.id)
     if campaign is not None and one.state is RunState.UNDERWAY:
-        return f"{campaign.name} {campaign.state}, {campaign.cut:,} of {campaign.tail:,} begun"
-    return in_short(one.result)
+        settled = now.settled.get(one.id, {})
+        how_far = f"{sum(settled.values()):,} of {campaign.enrolled:,} settled{_among(settled)}"
+        return f"{campaign.name} {campaign.state}, {how_far}"
+    return _counted(one, now.idle)
+
+
+def _among(settled: Mapping[DeliveryState, int]) -> str:
+    counts = ", ".join(f"{state} {count:,}" for state, count in settled.items() if count)
+    return f" ({counts})" if counts else ""
+
+
+def _counted(one: Run, idle: Collection[int]) -> str:
+    """What a run counted; one that found its edition finished has only that to tell."""
+    return "edition finished before: nothing to send" if one.id in idle else in_short(one.result)
 
 
 @click.group(cls=ListsByDefault, subcommand_metavar="[JOB] [--limit N] [--json] | COMMAND …")
@@ -186,6 +201,7 @@ def list_(context: Context, *, job: str | None, limit: int, as_json: bool) -> No
     """
     with context.runtime() as runtime, runtime.ledger.read() as connection:
         found = stored_runs.latest(connection, job=job, limit=limit)
+        idle = found_finished(connection, found)
         if job is not None and not found:
             jobs.require(connection, job)
         missed = misses.latest(connection, job=job, limit=limit) if job is not None else []
@@ -193,7 +209,7 @@ def list_(context: Context, *, job: str | None, limit: int, as_json: bool) -> No
         print_json({"runs": [_plain(one) for one in found]} | ({"misses": missed} if job else {}))
         return
     now = context.clock.now()
-    _print_runs(found, now=now, names=True)
+    _print_runs(found, now=now, names=True, idle=idle)
     if missed:
         click.echo("it was due at these times and did not run:")
         _print_misses(missed)
@@ -210,7 +226,7 @@ def show(context: Context, *, run_id: int, as_json: bool) -> None:
     Example: maintd runs show 4711
     """
     with context.runtime() as runtime, runtime.ledger.read() as connection:
-        found = standing(connection, run_id)
+        found = counted(connection, standing(connection, run_id))
     _print_standing(found, now=context.clock.now(), as_json=as_json)
 
 
@@ -251,7 +267,7 @@ def retry(context: Context, *, run_id: int) -> None:
     click.echo(f"run {run_id} is queued")
 
 
-def _print_runs(found: Sequence[Run], *, now: datetime, names: bool) -> None:
+def _print_runs(found: Sequence[Run], *, now: datetime, names: bool, idle: Collection[int]) -> None:
     columns = ("ID", "RUN" if names else "STEP", "STATE", "STARTED", "TOOK", "TRIED", "COUNTED", "REASON")
     rows = [
         (
@@ -261,7 +277,7 @@ def _print_runs(found: Sequence[Run], *, now: datetime, names: bool) -> None:
             one.started_at,
             _took(one, now=now),
             _tried(one),
-            in_short(one.result),
+            _counted(one, idle),
             one.reason,
         )
         for one in found
@@ -294,14 +310,19 @@ def _print_standing(found: Standing, *, now: datetime, as_json: bool) -> None:
     }
     if campaign is not None:
         pairs["campaign"] = f"{campaign.name} ({campaign.state})"
+    settled = found.settled.get(one.id)
+    if settled is not None:
+        pairs["settled"] = f"{sum(settled.values()):,}{_among(settled)}"
+    if one.id in found.idle:
+        pairs["counted"] = _counted(one, found.idle)
     print_pairs({name: value for name, value in pairs.items() if value not in (None, "", NOTHING)})
     _print_result(found)
     if found.steps:
-        _print_runs(found.steps, now=now, names=False)
+        _print_runs(found.steps, now=now, names=False, idle=found.idle)
 
 
 def _print_result(found: Standing) -> None:
-    if found.run.result and not found.steps:
+    if found.run.result and not found.steps and found.run.id not in found.idle:
         print_pairs({name.replace("_", " "): _result(value) for name, value in found.run.result.items()})
 
 
@@ -321,7 +342,10 @@ def _took(one: Run, *, now: datetime) -> str:
 
 
 def _tried(one: Run) -> str:
-    """How often it failed and how often its worker vanished."""
+    """How often it was begun, and of these how often it failed or its worker vanished and it was tried again."""
+    if one.started_at is None:
+        return ""
     words = [f"{one.failures} failed"] if one.failures else []
     words += [f"{one.losses} lost"] if one.losses else []
-    return ", ".join(words)
+    times = max(1, one.failures + one.losses + (one.state in _LAST_TRY))
+    return f"{times} ({', '.join(words)})" if words else str(times)

@@ -49,7 +49,7 @@ class Names:
 
     def nearest(self, wrong: str) -> str:
         """A hint at the name that was meant."""
-        return did_you_mean(wrong, self._names)
+        return did_you_mean(wrong, self._names, prefix=PREFIX)
 
 
 def gather(

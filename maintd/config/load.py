@@ -80,6 +80,8 @@ def _problem(detail: ErrorDetails, given: Mapping[str, Given]) -> Problem:
     variable = variable_of(*(str(part) for part in detail["loc"][:2]))
     place = given[variable].came_from if variable in given else "default"
     what = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if detail["type"] == "int_parsing":
+        what = "must be a whole number"
     if detail["type"] == "missing":
         what = "neither it nor STATE_DIRECTORY, XDG_STATE_HOME or HOME is set; give a path"
     return Problem(where=f"{variable} ({place})", what=what)

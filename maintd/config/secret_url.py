@@ -30,7 +30,9 @@ def _of_scheme(*schemes: str) -> Callable[[SecretStr], SecretStr]:
         scheme, separator, _ = url.partition("://")
         if not separator or scheme not in schemes:
             raise ValueError(f"must begin with {' or '.join(f'{name}://' for name in schemes)}")
-        if not _has_sound_authority(url):
+        if _has_wrong_port(url):
+            raise ValueError("has a wrong port; it must be a number from 1 to 65535")
+        if not _is_sound(url):
             raise ValueError(
                 "is not a URL; percent-encode / ? # @ : [ ] in its user and password, a / as %2F"
             )
@@ -39,11 +41,22 @@ def _of_scheme(*schemes: str) -> Callable[[SecretStr], SecretStr]:
     return check
 
 
-def _has_sound_authority(url: str) -> bool:
+def _is_sound(url: str) -> bool:
     try:
-        return urlsplit(url).port != 0
+        return urlsplit(url).port is None or not _has_wrong_port(url)
     except ValueError:
         return False
+
+
+def _has_wrong_port(url: str) -> bool:
+    """Whether the port is wrong, as against: what stands there is the beginning of an unescaped password."""
+    _, _, rest = url.partition("://")
+    host, slash, behind = rest.partition("/")
+    _, colon, port = host.rpartition("@")[2].rpartition(":")
+    # In "[::1]" the last colon is the address's own.
+    if not colon or "]" in port or "@" in slash + behind or re.search(r"[?#]", host):
+        return False
+    return not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) <= 65_535)
 
 
 DatabaseUrl = Annotated[

@@ -82,7 +82,7 @@ def check(
             _look(
                 "redis",
                 lambda: _redis(settings, embedded_server),
-                cure="start it, or correct MAINTD_REDIS_URL",
+                cure="start it, or correct the setting",
             ),
             *sources.values(),
             _look("relay", lambda: _relay(runtime), cure="start it, or correct MAINTD_SMTP_URL"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, cast
 
 from maintd.cleanup import rows
-from maintd.errors import UsageError
+from maintd.errors import Problems, UsageError
 from maintd.execution.kinds import KINDS, SPECS
 from maintd.execution.runtime import Runtime
 from maintd.ledger import jobs
@@ -18,7 +19,7 @@ from maintd.mail.campaign import CampaignSpec
 from maintd.mail.overlap import Overlap, count_overlap
 from maintd.ratings import recompute
 from maintd.ratings.spec import RatingsSpec
-from maintd.scheduling.files import load
+from maintd.scheduling.files import load, read_jobs
 from maintd.scheduling.occurrences import header_of, options_of
 from maintd.spec import Spec
 
@@ -76,7 +77,17 @@ def overlap_of(job_name: str, runtime: Runtime) -> Overlap:
 
 def _stored(job_name: str, runtime: Runtime) -> StoredJob:
     with runtime.ledger.read() as connection:
+        if jobs.get(connection, job_name) is None and (file := _file_of(job_name, runtime)):
+            raise UsageError(f'"{job_name}" is in {file}, not applied yet: run `maintd apply`')
         return jobs.require(connection, job_name)
+
+
+def _file_of(job_name: str, runtime: Runtime) -> str | None:
+    """The job file that has the job; None where none has it, or the files are wrong, which `maintd apply` tells."""
+    with contextlib.suppress(Problems):
+        found = read_jobs(runtime.settings.schedules_dir, kinds=SPECS)
+        return next((job.file for job in found if job.name == job_name), None)
+    return None
 
 
 def _count_rows(stored: StoredJob, spec: Spec, runtime: Runtime) -> DryRun:

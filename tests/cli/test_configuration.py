@@ -239,3 +239,44 @@ def test_without_a_redis_there_must_be_one_to_embed(small_project: Project) -> N
 def test_the_schema_knows_every_kind(bare: Maintd) -> None:
     kinds = bare("schema").json["additionalProperties"]["oneOf"]
     assert {kind["title"] for kind in kinds} == SPECS.keys()
+
+
+def test_a_ledger_that_is_no_database_is_named_with_a_cure(bare: Maintd, tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is no database, only a text that is long enough" * 20)
+    bare.environ["MAINTD_DATABASE_URL"] = f"sqlite:///{tmp_path}/text.db"
+    for command in (["migrate"], ["runs"], ["timers"], ["run", "x"], ["run", "x", "--dry-run"]):
+        refused = bare(*command)
+        assert refused.code == 1
+        assert f"{tmp_path}/text.db" in refused.err
+        assert "MAINTD_DATABASE_URL" in refused.err
+
+
+def test_a_state_directory_that_cannot_be_made_is_named_by_its_setting(bare: Maintd, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    bare.environ["MAINTD_STATE_DIR"] = f"{tmp_path}/file/state"
+    for command in ("migrate", "up"):
+        refused = bare(command)
+        assert (refused.code, refused.err.startswith("error: MAINTD_STATE_DIR: ")) == (1, True), refused.err
+
+
+def test_a_redis_that_is_away_is_told_by_where_it_should_be(small_project: Project) -> None:
+    small_project.maintd.environ["MAINTD_REDIS_URL"] = DEAD
+    assert "MAINTD_REDIS_URL" in small_project.maintd("timers").err
+    del small_project.maintd.environ["MAINTD_REDIS_URL"]
+    assert "is `maintd up` running?" in small_project.maintd("timers").err
+
+
+def test_an_env_file_that_is_a_directory_is_as_wrong_as_one_that_is_missing(
+    bare: Maintd, tmp_path: Path
+) -> None:
+    outcomes = [bare("--env-file", str(path), "settings") for path in (tmp_path, tmp_path / "none.env")]
+    assert [outcome.code for outcome in outcomes] == [1, 1]
+    assert all("the env file cannot be read" in outcome.err for outcome in outcomes)
+
+
+def test_a_name_of_any_length_leaves_the_message_readable(small_project: Project) -> None:
+    name = "x" * 5_000
+    small_project.jobs.write_text(f'[{name}]\nkind = "ratings"\n')
+    refused = small_project.maintd("check", "--offline")
+    assert "is not a name for a job" in refused.err
+    assert max(map(len, refused.err.splitlines())) < 400

@@ -245,5 +245,9 @@ def test_a_job_that_is_not_there_is_a_wrong_command_line_and_the_nearest_is_name
     ):
         refused = small_project.maintd(*command)
         assert (refused.code, 'did you mean "nightly"?' in refused.err) == (64, True)
-    assert small_project.maintd("pause", "nightly").code == 64
-    assert stored(small_project)["nightly"].paused_at is None
+
+
+def test_a_pause_needs_no_reason(small_project: Project) -> None:
+    small_project.maintd("apply")
+    assert small_project.maintd("pause", "nightly").code == 0
+    assert stored(small_project)["nightly"].pause_reason == "by hand"

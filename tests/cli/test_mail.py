@@ -373,7 +373,7 @@ class TestCampaigns:
     def test_the_states_of_a_campaign_add_up(self, house: House, mailing: Mailing) -> None:
         mailing.send()
         [shown] = house.done("campaigns", "--json").json
-        assert shown["name"] == "hello/ever"
+        assert shown["campaign"] == "hello/ever"
         assert shown["state"] == "finished"
         assert (shown["audience"], shown["duplicates"], shown["enrolled"]) == (5, 1, 4)
         assert {state: count for state, count in shown["deliveries"].items() if count} == {
@@ -552,7 +552,7 @@ class TestUncertain:
     def test_sending_again_asks_first(self, house: House, doubtful: Mailing) -> None:
         ended = self.resolve(house, "--resend", ADA, stdin="n\n")
         assert ended.code == 130
-        assert "gets it twice" in ended.out
+        assert "gets it twice" in ended.err
         assert doubtful.states[ADA] is DeliveryState.UNCERTAIN
         assert self.resolve(house, "--resend", ADA, stdin="y\n").code == 0
         assert doubtful.states[ADA] is DeliveryState.PENDING

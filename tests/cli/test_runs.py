@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from maintd.ledger import campaigns, deliveries, runs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import DeliveryState, RunState
 from maintd.ledger.tables import deliveries as delivery_rows
+from maintd.ledger.tables import runs as run_rows
 from maintd.mail import audience
 from tests.cli.conftest import Project
 from tests.sinks import SinkThread
@@ -184,7 +186,7 @@ def test_another_edition_is_mailed_only_after_the_overlap_was_shown_and_accepted
     declined = applied.maintd("run", "weekly-digest", "--new-edition", typed="n\n")
     assert declined.code == 130
     unanswered = applied.maintd("run", "weekly-digest", "--new-edition")
-    assert unanswered.code == 130
+    assert (unanswered.code, "not confirmed; use --yes" in unanswered.err) == (130, True)
     assert len(all_runs(applied)) == 1
     assert f"Mail {mailed} people once more?" in declined.err
     assert applied.maintd("run", "weekly-digest", "--new-edition", typed="y\n").code == 0
@@ -343,3 +345,64 @@ def test_waiting_ends_when_only_a_person_can_go_on(small: Project) -> None:
     with small.runtime() as runtime:
         looks = list(follow(run.id, runtime.ledger, pause=pytest.fail))
     assert [look.run.state for look in looks] == [RunState.PARKED]
+
+
+def test_a_dry_run_of_a_job_that_only_the_files_have_names_the_cure(small_project: Project) -> None:
+    refused = small_project.maintd("run", "title-ratings", "--dry-run")
+    assert refused.code == 64
+    assert '"title-ratings" is in nightly.toml, not applied yet: run `maintd apply`' in refused.err
+    unknown = small_project.maintd("run", "no-such-job", "--dry-run")
+    assert (unknown.code, "not applied yet" in unknown.err) == (64, False)
+
+
+def test_a_run_that_finds_its_edition_finished_does_not_boast_of_another_runs_mails(
+    small: Project, relay: SinkThread
+) -> None:
+    for _ in range(2):
+        small.maintd("run", "weekly-digest")
+        work_off(small, Queue.MAINTENANCE, Queue.MAIL_BULK)
+    second, first = all_runs(small)
+    assert second.state is first.state is RunState.SUCCEEDED
+    lines = {line.split()[0]: line for line in small.maintd("runs").out.splitlines() if line.strip()}
+    assert f"sent {relay.sink.accepted:,}" in lines[str(first.id)]
+    assert "edition finished before: nothing to send" in lines[str(second.id)]
+    assert "sent" not in lines[str(second.id)].replace("nothing to send", "")
+    shown = small.maintd("runs", "show", str(second.id)).out
+    assert "nothing to send" in shown
+    assert f"{relay.sink.accepted:,}" not in shown
+
+
+def test_a_mailing_that_goes_on_shows_what_is_settled_and_not_what_is_begun(small: Project) -> None:
+    small.maintd("run", "weekly-digest")
+    work_off(small, Queue.MAINTENANCE)
+    with small.runtime() as runtime, runtime.ledger.write() as connection:
+        (campaign,) = campaigns.latest(connection, job="weekly-digest", limit=9)
+        pending = deliveries.pending(connection, campaign.id, lo=0, hi=campaign.tail)
+        keys = [delivery.recipient_key for delivery in pending[:7]]
+        connection.execute(
+            sa.update(delivery_rows)
+            .where(delivery_rows.c.recipient_key.in_(keys))
+            .values(state=DeliveryState.SENT)
+        )
+    (run,) = all_runs(small)
+    assert "sent 7" in small.maintd("runs", "show", str(run.id)).out
+    with small.runtime() as runtime:
+        first = next(follow(run.id, runtime.ledger, pause=pytest.fail))
+    assert first.settled[run.id][DeliveryState.SENT] == 7
+    assert DeliveryState.PENDING not in first.settled[run.id]
+
+
+def test_a_run_that_ran_once_was_tried_once_and_one_that_did_not_begin_never(small: Project) -> None:
+    small.maintd("run", "title-ratings")
+
+    def tried() -> str:
+        header, row = (line for line in small.maintd("runs").out.splitlines() if re.match(r" (ID|\d)", line))
+        place = header.index("TRIED")
+        return row[place : place + 5].strip()
+
+    assert tried() == "–"
+    work_off(small, Queue.RATINGS)
+    assert tried() == "1"
+    with small.runtime() as runtime, runtime.ledger.write() as connection:
+        connection.execute(sa.update(run_rows).values(failures=1))
+    assert "2 (1 failed)" in small.maintd("runs").out

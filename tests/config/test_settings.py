@@ -191,6 +191,11 @@ def test_a_misspelt_name_is_refused_with_the_nearest_one() -> None:
     ]
 
 
+def test_the_prefix_of_all_names_makes_none_of_them_nearer() -> None:
+    (problem,) = refused(MAINTD_FOO="1")
+    assert "did you mean" not in problem
+
+
 def test_all_errors_are_told_at_once(directory: Path) -> None:
     written(
         directory / "maintd.env", "export A=1\nMAINTD_TICK=soon\nMAINTD_MAIL_BATCH=many\nMAINTD_NONSENSE=1\n"
@@ -227,9 +232,13 @@ def test_all_errors_are_told_at_once(directory: Path) -> None:
         ("MAINTD_DATABASE_URL", "mysql://h/db", "must begin with sqlite://"),
         ("MAINTD_SOURCE_APP_URL", "redis://h/0", "must begin with sqlite://"),
         ("MAINTD_DATABASE_URL", "postgresql://u:p/w@h/db", "percent-encode"),
+        ("MAINTD_SMTP_URL", "smtp://relay:smtp", "wrong port"),
+        ("MAINTD_SMTP_URL", "smtp://relay:99999/", "wrong port"),
+        ("MAINTD_SMTP_URL", "smtps://u:p@[::1]:0", "wrong port"),
+        ("MAINTD_SMTP_URL", "smtp://u:p#w@relay:25", "percent-encode"),
         ("MAINTD_SMTP_CONNECTIONS", "0", "greater than or equal to 1"),
         ("MAINTD_SMTP_CONNECTIONS", "101", "less than or equal to 100"),
-        ("MAINTD_MAIL_PROCESSES", "two", "valid integer"),
+        ("MAINTD_MAIL_PROCESSES", "two", "must be a whole number"),
         ("MAINTD_SMTP_CONNECT_TIMEOUT", "30", "is not a duration"),
         ("MAINTD_SMTP_HELLO", "two words", "RFC 5321"),
         ("MAINTD_STATE_DIR", "~/maintd", "begins with ~"),
