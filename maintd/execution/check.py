@@ -21,7 +21,7 @@ from maintd.execution.worker import timeouts_of
 from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger.engine import ledger_database, open_ledger
 from maintd.scheduling.apply import Prepared
-from maintd.smtp.plain import open_session
+from maintd.smtp.opening import open_session
 from maintd.smtp.relays import parse_relay_url
 from maintd.smtp.session import OpenFailed, Phase
 from maintd.sources.connect import count_tables

@@ -11,6 +11,7 @@ from maintd.execution import mailings, pipelines
 from maintd.execution.liveness import Pulse, Watch
 from maintd.execution.queues import Queue
 from maintd.execution.runtime import Runtime
+from maintd.execution.worker import scene_of
 from maintd.ledger import batches, campaigns, jobs, runs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
@@ -48,6 +49,7 @@ class Reconciler:
         self._runtime = runtime
         self._runs = Watch(lease=runtime.settings.lease)
         self._batches = Watch(lease=runtime.settings.lease)
+        self._scene = scene_of(runtime.settings)
 
     def run_once(self) -> Reconciled:
         """One pass.
@@ -109,8 +111,12 @@ class Reconciler:
         stopped = self._batches.stopped(pulses, monotonic_s=self._runtime.clock.monotonic_s())
         freed = total = 0
         for batch_id in stopped:
-            with self._runtime.ledger.write() as connection:
-                doubtful = recover.recover(connection, held[batch_id], now=self._runtime.clock.now())
+            doubtful = recover.recover_batch(
+                self._runtime.ledger,
+                held[batch_id],
+                scene=self._scene,
+                now=self._runtime.clock.now(),
+            )
             if doubtful is None:
                 continue
             freed, total = freed + 1, total + doubtful

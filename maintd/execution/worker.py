@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from maintd.clock import new_token
 from maintd.config.settings import Settings
 from maintd.errors import Unavailable
 from maintd.execution import executor, mailings
@@ -14,11 +15,16 @@ from maintd.execution.queues import MAIL_QUEUES, Queue
 from maintd.execution.runtime import Runtime
 from maintd.ledger import batches
 from maintd.mail.pump import Pump, PumpSettings
+from maintd.mail.recorder import Recorder, this_boot, this_machine
+from maintd.mail.recover import Scene, recover_orphans
 from maintd.smtp.pool import SessionPool
 from maintd.smtp.relays import parse_relay_url
 from maintd.smtp.session import Timeouts
 
 logger = logging.getLogger(__name__)
+
+#: The most messages that a connection gets in one window; a slow relay gets fewer.
+_DEPTH = 32
 
 
 class Worker:
@@ -37,7 +43,8 @@ class Worker:
         self.runtime = runtime
         self._stopping = stopping
         self._loop = asyncio.Runner()
-        self._pump = _pump(runtime)
+        self._sessions = _sessions(runtime.settings)
+        self._recorder: Recorder | None = None
         self._patience = Patience(runtime.clock)
 
     def work(self, queue: Queue) -> set[Queue]:
@@ -56,8 +63,10 @@ class Worker:
         ).wakes
 
     def close(self) -> None:
-        """Ends the event loop."""
+        """Ends the event loop and the flight recorder."""
         self._loop.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _mail(self, queue: Queue) -> set[Queue]:
         if self._patience.waits():
@@ -74,31 +83,58 @@ class Worker:
     def _pump_once(self, queue: Queue) -> set[Queue]:
         clock = self.runtime.clock
         until_s = clock.monotonic_s() + self.runtime.settings.wake_budget.total_seconds()
-        self._loop.run(self._pump.run(stopping=lambda: self._stopping() or clock.monotonic_s() > until_s))
+        pump = self._pump(self._ready_recorder())
+        self._loop.run(pump.run(stopping=lambda: self._stopping() or clock.monotonic_s() > until_s))
         ready = mailings.conclude(self.runtime.ledger, now=clock.now())
         with self.runtime.ledger.read() as connection:
             return ready | ({queue} if batches.has_work(connection) else set())
 
+    def _ready_recorder(self) -> Recorder:
+        """This process's flight recorder. Before it begins, what dead processes of this host left is taken over."""
+        if self._recorder is None:
+            runtime = self.runtime
+            scene = scene_of(runtime.settings)
+            doubtful = recover_orphans(runtime.ledger, scene=scene, now=runtime.clock.now())
+            if doubtful:
+                logger.warning("a sender of this host had died; %d messages are uncertain", doubtful)
+            self._recorder = Recorder.create(
+                scene.directory,
+                uid=new_token(),
+                boot_id=scene.boot_id,
+                machine_id=scene.machine_id,
+                clock=runtime.clock,
+            )
+        return self._recorder
 
-def _pump(runtime: Runtime) -> Pump:
-    settings = runtime.settings
-    sessions = SessionPool(
+    def _pump(self, recorder: Recorder) -> Pump:
+        settings = self.runtime.settings
+        return Pump(
+            ledger=self.runtime.ledger,
+            sessions=self._sessions,
+            settings=PumpSettings(
+                batch=settings.mail_batch,
+                depth=_DEPTH,
+                lease=settings.lease,
+                heartbeat=settings.heartbeat,
+                redirect=settings.mail_redirect,
+            ),
+            clock=self.runtime.clock,
+            owner=self.runtime.owner,
+            recorder=recorder,
+        )
+
+
+def scene_of(settings: Settings) -> Scene:
+    """Where this host's flight recorders are."""
+    return Scene(directory=settings.state_dir / "recorders", boot_id=this_boot(), machine_id=this_machine())
+
+
+def _sessions(settings: Settings) -> SessionPool:
+    return SessionPool(
         parse_relay_url(settings.smtp_url.get_secret_value(), where="MAINTD_SMTP_URL"),
         connections=settings.smtp_connections,
         timeouts=timeouts_of(settings),
         hello=settings.smtp_hello,
-    )
-    return Pump(
-        ledger=runtime.ledger,
-        sessions=sessions,
-        settings=PumpSettings(
-            batch=settings.mail_batch,
-            lease=settings.lease,
-            heartbeat=settings.heartbeat,
-            redirect=settings.mail_redirect,
-        ),
-        clock=runtime.clock,
-        owner=runtime.owner,
     )
 
 

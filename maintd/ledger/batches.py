@@ -22,6 +22,7 @@ class Batch:
         wire_hi: A dot may have been written for any unsettled ordinal below this one.
         token: The holder's; None when nobody holds it.
         counter: Moved by the living holder; a judge watches whether it stops.
+        recorder: The flight recorder of the last holder: what it says of this batch is evidence.
     """
 
     id: int
@@ -33,24 +34,35 @@ class Batch:
     token: str | None
     counter: int
     owner: str | None
+    recorder: str | None
 
 
 class NotSending(ClaimLost):
     """The campaign was paused, cancelled or finished: no further window may go to the wire."""
 
 
-def claim(connection: Connection, campaign_id: int, *, size: int, token: str, owner: str) -> Batch | None:
+def claim(
+    connection: Connection,
+    campaign_id: int,
+    *,
+    size: int,
+    token: str,
+    owner: str,
+    recorder: str | None = None,
+) -> Batch | None:
     """Takes a range that its holder left, else cuts the next one from the line.
 
     Returns:
         None when there is nothing to take.
     """
-    return _claim_left(connection, campaign_id, token=token, owner=owner) or _cut(
-        connection, campaign_id, size=size, token=token, owner=owner
+    return _claim_left(connection, campaign_id, token=token, owner=owner, recorder=recorder) or _cut(
+        connection, campaign_id, size=size, token=token, owner=owner, recorder=recorder
     )
 
 
-def _claim_left(connection: Connection, campaign_id: int, *, token: str, owner: str) -> Batch | None:
+def _claim_left(
+    connection: Connection, campaign_id: int, *, token: str, owner: str, recorder: str | None
+) -> Batch | None:
     left = sa.and_(
         batches.c.campaign_id == campaign_id, batches.c.state == BatchState.OPEN, batches.c.token.is_(None)
     )
@@ -63,12 +75,14 @@ def _claim_left(connection: Connection, campaign_id: int, *, token: str, owner: 
     taken = connection.execute(
         sa.update(batches)
         .where(batches.c.id == candidate, left)
-        .values(token=token, owner=owner, counter=batches.c.counter + 1)
+        .values(token=token, owner=owner, recorder=recorder, counter=batches.c.counter + 1)
     )
     return get(connection, candidate) if taken.rowcount == 1 else None
 
 
-def _cut(connection: Connection, campaign_id: int, *, size: int, token: str, owner: str) -> Batch | None:
+def _cut(
+    connection: Connection, campaign_id: int, *, size: int, token: str, owner: str, recorder: str | None
+) -> Batch | None:
     line = connection.execute(
         # Locked, so that whoever cuts at the same time cuts the next range and does not go home with none.
         sa.select(campaigns.c.cut, campaigns.c.tail)
@@ -97,6 +111,7 @@ def _cut(connection: Connection, campaign_id: int, *, size: int, token: str, own
         "state": BatchState.OPEN,
         "token": token,
         "owner": owner,
+        "recorder": recorder,
     }
     return get(
         connection, connection.scalars(sa.insert(batches).values(values).returning(batches.c.id)).one()
@@ -179,6 +194,11 @@ def held(connection: Connection) -> list[Batch]:
         .order_by(batches.c.id)
     )
     return [Batch(**row) for row in connection.execute(query).mappings()]
+
+
+def held_with(connection: Connection, recorder: str) -> list[Batch]:
+    """The batches that are held by whoever writes that flight recorder."""
+    return [batch for batch in held(connection) if batch.recorder == recorder]
 
 
 def take_from_the_dead(connection: Connection, batch: Batch) -> bool:

@@ -213,6 +213,7 @@ batches = sa.Table(
     sa.Column("token", sa.String(32), comment="none: to be claimed"),
     sa.Column("counter", sa.Integer, nullable=False, server_default="0"),
     sa.Column("owner", sa.String(128)),
+    sa.Column("recorder", sa.String(48), comment="the flight recorder of its holder"),
     sa.Index(None, "campaign_id", "state"),
 )
 

@@ -20,6 +20,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail.outcomes import cut_off
+from maintd.mail.recorder import Recorder, RecorderFailed
 from maintd.mail.recover import resend_as_allowed
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class HeldBatch:
         clock: Clock,
         lease: timedelta,
         pumped: Pumped,
+        recorder: Recorder | None = None,
     ) -> None:
         self.campaign = campaign
         self.batch = batch
@@ -65,6 +67,12 @@ class HeldBatch:
         self._held_at_s = clock.monotonic_s()
         #: Outcomes that are known and not yet written: they ride in the next commit.
         self.known: list[Outcome] = []
+        self._recorder = recorder
+        self._trouble: RecorderFailed | None = None
+        #: The ledger has all that is known of it, and it is no longer ours.
+        self.settled = False
+        #: Recipients whose dot was permitted and whose outcome is not known yet.
+        self._permitted: set[bytes] = set()
         #: Recipients of the marked window whose outcome is not known yet, and their ordinals.
         self._on_wire: dict[bytes, int] = {}
 
@@ -106,11 +114,40 @@ class HeldBatch:
         self._on_wire = {d.recipient_key: d.ordinal for d in window if d.recipient_key in to_send}
         return set(self._on_wire)
 
+    def permit(self, delivery: Delivery) -> bool:
+        """Whether the dot of a delivery may be written: the claim holds, and the recorder has the intent."""
+        if not self.may_send():
+            return False
+        if self._recorder is not None:
+            try:
+                self._recorder.intend(self.batch.id, delivery.recipient_key)
+            except RecorderFailed as error:
+                self._trouble = error
+                return False
+        self._permitted.add(delivery.recipient_key)
+        return True
+
+    def check(self) -> None:
+        """Whether the recorder still takes entries.
+
+        Raises:
+            RecorderFailed: It does not: no further dot may be written.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+
     def learn(self, delivery: Delivery, outcome: Outcome | None) -> None:
         """Takes in what became of a delivery of the marked window; None: it was certainly not sent."""
         self._on_wire.pop(delivery.recipient_key, None)
-        if outcome is not None:
-            self.known.append(outcome)
+        self._permitted.discard(delivery.recipient_key)
+        if outcome is None:
+            return
+        self.known.append(outcome)
+        if self._recorder is not None and outcome.fact:
+            try:
+                self._recorder.read(self.batch.id, outcome)
+            except RecorderFailed as error:
+                logger.warning("%s; what was read goes into the ledger all the same", error)
 
     def finish(self) -> None:
         """Writes what is known and closes the batch."""
@@ -118,19 +155,22 @@ class HeldBatch:
             batches.done(connection, self.batch)
             self._settle(connection)
         self._written(self._clock.monotonic_s())
+        self.settled = True
 
     def leave(self) -> None:
         """Writes what is known and leaves the rest to anybody: whatever is not settled then was not sent.
 
         What went onto the wire and was cut off from its answer is doubtful, and settled as such.
         """
-        self.known.extend(cut_off(key, ordinal=ordinal) for key, ordinal in self._on_wire.items())
+        doubts = {key: ordinal for key, ordinal in self._on_wire.items() if key in self._permitted}
+        self.known.extend(cut_off(key, ordinal=ordinal) for key, ordinal in doubts.items())
         self._on_wire.clear()
         try:
             with self._ledger.write() as connection:
                 batches.release(connection, self.batch, wire_hi=self.batch.lo)
                 self._settle(connection)
             self._written(self._clock.monotonic_s())
+            self.settled = True
         except ClaimLost:
             self.keep_facts()
 
@@ -148,6 +188,7 @@ class HeldBatch:
             if later and campaign.state is CampaignState.FINISHED:
                 campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=now)
         self.known.clear()
+        self.settled = True
 
     def may_send(self) -> bool:
         """Whether the claim certainly still holds: asked before every dot."""

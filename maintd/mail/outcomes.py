@@ -58,6 +58,18 @@ def cut_off(recipient_key: bytes, *, ordinal: int) -> Outcome:
     )
 
 
+def vanished(recipient_key: bytes, *, ordinal: int, owner: str | None) -> Outcome:
+    """A message that may have been on the wire when its sender died."""
+    return Outcome(
+        recipient_key=recipient_key,
+        ordinal=ordinal,
+        state=DeliveryState.UNCERTAIN,
+        fact=False,
+        phase="dot",
+        detail=f"its sender ({owner}) vanished while the message may have been handed over",
+    )
+
+
 def refused_here(delivery: Delivery, reason: str) -> Outcome:
     """A message that cannot be made for this recipient."""
     return Outcome(

@@ -23,6 +23,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState
 from maintd.mail.compose import Composer
 from maintd.mail.held import HeldBatch, Pumped
+from maintd.mail.recorder import Recorder
 from maintd.mail.templates import Bundle, RenderFailed
 from maintd.mail.windows import Windows
 from maintd.smtp.pool import SessionPool
@@ -36,12 +37,14 @@ class PumpSettings:
 
     Attributes:
         batch: Deliveries in one claim.
+        depth: The most messages that a connection gets in one window.
         lease: Somebody whose counter stood still that long has lost its claim.
         heartbeat: How often a counter moves at least.
         redirect: The address that gets everything, for staging.
     """
 
     batch: int
+    depth: int
     lease: timedelta
     heartbeat: timedelta
     redirect: str | None
@@ -58,12 +61,14 @@ class Pump:
         settings: PumpSettings,
         clock: Clock,
         owner: str,
+        recorder: Recorder | None = None,
     ) -> None:
         self._ledger = ledger
         self._sessions = sessions
         self._settings = settings
         self._clock = clock
         self._owner = owner
+        self._recorder = recorder
         self._composers: dict[int, Composer] = {}
 
     async def run(self, *, stopping: Callable[[], bool]) -> Pumped:
@@ -82,6 +87,8 @@ class Pump:
                 for campaign in await asyncio.to_thread(self._sending):
                     if stopping():
                         break
+                    if self._recorder is not None:
+                        self._recorder.roll(uid=new_token())
                     batch = await asyncio.to_thread(self._claim, campaign)
                     if batch is not None:
                         found = True
@@ -106,6 +113,7 @@ class Pump:
                 size=self._settings.batch,
                 token=new_token(),
                 owner=self._owner,
+                recorder=self._recorder.name if self._recorder else None,
             )
 
     def _finish(self, campaign: Campaign) -> bool:
@@ -137,11 +145,20 @@ class Pump:
     ) -> None:
         composer = self._composers[campaign.id]
         held = HeldBatch(
-            campaign, batch, ledger=self._ledger, clock=self._clock, lease=self._settings.lease, pumped=pumped
+            campaign,
+            batch,
+            ledger=self._ledger,
+            clock=self._clock,
+            lease=self._settings.lease,
+            pumped=pumped,
+            recorder=self._recorder,
         )
+        windows = Windows(held, composer, self._sessions, clock=self._clock, depth=self._settings.depth)
+        if self._recorder is not None:
+            self._recorder.begin(batch.id)
         try:
             async with held.beating(every=self._settings.heartbeat):
-                await Windows(held, composer, self._sessions, clock=self._clock).send_all(stopping)
+                await windows.send_all(stopping)
         except NotSending:
             logger.info("campaign does not send any more", extra={"campaign": campaign.name})
             await asyncio.to_thread(held.leave)
@@ -154,6 +171,9 @@ class Pump:
         except BaseException:
             await asyncio.to_thread(held.leave)
             raise
+        finally:
+            if self._recorder is not None and held.settled:
+                self._recorder.settled(batch.id)
 
     def _pause(self, campaign: Campaign, reason: str) -> None:
         """Stops a campaign that cannot go on by itself, so that the others need not wait behind it."""

@@ -2,47 +2,130 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
+from maintd.database import Database
 from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import DeliveryState
+from maintd.mail.outcomes import vanished
+from maintd.mail.recorder import recording_path
+from maintd.mail.recording import Orphan, Recording, adopt, judge, orphans
 
+_CHUNK = 500
 _CANCELLED = "the campaign was cancelled"
 
 
-def recover(connection: Connection, batch: Batch, *, now: datetime) -> int | None:
-    """Ends the claim of a vanished sender and names what nobody can know.
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Where a judge looks for flight recorders, and which of them can prove that something did not happen.
 
-    Below the mark and unsettled means: its dot may have been written. Above the mark means: it certainly was not.
+    Attributes:
+        directory: Of the recordings of this host.
+        boot_id: Of this host's running kernel.
+        machine_id: Of this host.
+    """
+
+    directory: Path
+    boot_id: str
+    machine_id: str
+
+
+def recover(
+    connection: Connection, batch: Batch, *, recording: Recording | None, scene: Scene, now: datetime
+) -> int | None:
+    """Ends the claim of a vanished sender, settles what its recorder proves and names what nobody can know.
+
+    Above the mark nothing was sent. Below it the recorder decides, as far as it can; without it every unsettled
+    delivery there is doubtful.
 
     Args:
         connection: Of the ledger; everything happens in its transaction.
-        batch: As it was last seen, its counter standing still.
-        now: When the doubts are dated.
+        batch: As it was last seen, its counter standing still or its holder known to be dead.
+        recording: Of the recorder that the batch names; None when it is not here or its writer lives.
+        scene: Where the judge is.
+        now: When the outcomes are dated.
 
     Returns:
-        How many deliveries became doubtful; None when the sender turned out to be alive.
+        How many deliveries became doubtful; None when somebody else moved the batch meanwhile.
     """
     if not batches.take_from_the_dead(connection, batch):
         return None
     # `batch.wire_hi` is up to date: the mark moves together with the counter, which the line above compared.
-    doubtful = deliveries.settle_range(
-        connection,
-        batch.campaign_id,
-        lo=batch.lo,
-        hi=batch.wire_hi,
-        to=DeliveryState.UNCERTAIN,
-        now=now,
-        detail=f"its sender ({batch.owner}) vanished while the message may have been handed over",
+    unsettled = deliveries.pending(connection, batch.campaign_id, lo=batch.lo, hi=batch.wire_hi)
+    ordinals = {delivery.recipient_key: delivery.ordinal for delivery in unsettled}
+    judged = judge(
+        recording,
+        recorder=batch.recorder,
+        boot_id=scene.boot_id,
+        machine_id=scene.machine_id,
+        unsettled=ordinals.keys(),
     )
-    if doubtful:
+    doubts = [vanished(key, ordinal=ordinals[key], owner=batch.owner) for key in judged.doubtful]
+    deliveries.settle(connection, batch.campaign_id, [*judged.outcomes, *doubts], now=now)
+    if doubts:
         campaign = campaigns.get(connection, batch.campaign_id)
         resend_as_allowed(connection, campaign, lo=batch.lo, hi=batch.wire_hi, now=now)
+    return len(doubts)
+
+
+def recover_batch(ledger: Database, batch: Batch, *, scene: Scene, now: datetime) -> int | None:
+    """Takes over a batch whose holder's counter stopped, with its recorder if that is here and free; see `recover`."""
+    with _adopted(scene, batch.recorder) as orphan:
+        recording = orphan.recording(batch.id) if orphan else None
+        with ledger.write() as connection:
+            doubtful = recover(connection, batch, recording=recording, scene=scene, now=now)
+            done = orphan is not None and not batches.held_with(connection, orphan.name)
+        if orphan is not None and done:
+            orphan.discard()
     return doubtful
+
+
+def recover_orphans(ledger: Database, *, scene: Scene, now: datetime) -> int:
+    """Takes over what dead processes of this host held: the free lock proves their death, so no lease has to run out.
+
+    Returns:
+        How many deliveries became doubtful.
+    """
+    doubtful = 0
+    for orphan in orphans(scene.directory):
+        with ledger.read() as connection:
+            held = batches.held_with(connection, orphan.name)
+        for batch in held:
+            with ledger.write() as connection:
+                recording = orphan.recording(batch.id)
+                doubtful += recover(connection, batch, recording=recording, scene=scene, now=now) or 0
+        _merge_acceptances(ledger, orphan, now=now)
+        orphan.discard()
+    return doubtful
+
+
+def _merge_acceptances(ledger: Database, orphan: Orphan, *, now: datetime) -> None:
+    """An acceptance holds whatever was believed since; anything else was about one attempt that others judged."""
+    accepted = ((batch_id, one) for batch_id, one in orphan.facts() if one.state is DeliveryState.SENT)
+    for batch_id, outcomes in groupby(accepted, key=itemgetter(0)):
+        while chunk := [outcome for _, outcome in islice(outcomes, _CHUNK)]:
+            with ledger.write() as connection:
+                campaign_id = batches.get(connection, batch_id).campaign_id
+                deliveries.settle(connection, campaign_id, chunk, now=now)
+
+
+@contextlib.contextmanager
+def _adopted(scene: Scene, recorder: str | None) -> Iterator[Orphan | None]:
+    if recorder is None:
+        yield None
+        return
+    with adopt(recording_path(scene.directory, recorder)) as orphan:
+        yield orphan
 
 
 def resend_as_allowed(connection: Connection, campaign: Campaign, *, lo: int, hi: int, now: datetime) -> None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from maintd.mail.address import Address
 from maintd.mail.preview import Preview
-from maintd.smtp.plain import open_session
+from maintd.smtp.opening import open_session
 from maintd.smtp.relays import Relay
-from maintd.smtp.session import Outgoing, Result, Timeouts
+from maintd.smtp.session import Outgoing, Result, Timeouts, send_one
 
 
 def trial_of(preview: Preview, *, to: Address) -> Outgoing:
@@ -28,6 +28,6 @@ async def send_once(message: Outgoing, relay: Relay, *, timeouts: Timeouts, hell
     """
     session = await open_session(relay, timeouts=timeouts, hello=hello)
     try:
-        return await session.send(message, may_send=lambda: True)
+        return await send_one(session, message, may_write_dot=lambda: True)
     finally:
         await session.close()

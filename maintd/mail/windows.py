@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from maintd.clock import Clock
 from maintd.errors import JobFailed
@@ -21,15 +21,33 @@ from maintd.smtp.session import Outgoing, Result, Session, Verdict
 logger = logging.getLogger(__name__)
 
 
-class Windows:
-    """Sends a batch window by window: as many messages as there are connections, one open dot on each."""
+#: A window should take no longer: pausing bites at its end, and its outcomes wait in memory.
+_WINDOW_S = 0.5
 
-    def __init__(self, held: HeldBatch, composer: Composer, sessions: SessionPool, *, clock: Clock) -> None:
+
+class Windows:
+    """Sends a batch window by window: a few messages for every connection, one open dot on each."""
+
+    def __init__(
+        self, held: HeldBatch, composer: Composer, sessions: SessionPool, *, clock: Clock, depth: int
+    ) -> None:
+        """Prepares to send.
+
+        Args:
+            held: The batch.
+            composer: Makes its messages.
+            sessions: Where they go.
+            clock: Measures the windows.
+            depth: The most messages that a connection gets in one window.
+        """
         self._held = held
         self._clock = clock
         self._composer = composer
         self._sessions = sessions
-        self._unsent: dict[bytes, int] = {}
+        self._most = depth
+        self._depth = min(depth, 4)
+        self._tries: dict[bytes, int] = {}
+        self._again: list[Delivery] = []
         self._streak = 0
 
     async def send_all(self, stopping: Callable[[], bool]) -> None:
@@ -49,18 +67,33 @@ class Windows:
 
     async def _send_window(self, line: deque[Delivery]) -> None:
         sessions = await self._sessions.ready(len(line))
-        window = [line.popleft() for _ in sessions]
+        window = [line.popleft() for _ in range(min(len(line), len(sessions) * self._depth))]
         messages = await asyncio.to_thread(self._compose, window)
         self._streak += len(window) - len(messages)
         to_send = await asyncio.to_thread(self._held.mark, window)
-        sent = [
-            (delivery, message, session)
-            for (delivery, message), session in zip(messages, sessions, strict=False)
-            if delivery.recipient_key in to_send
-        ]
-        results = await asyncio.gather(*(self._send(session, message) for _, message, session in sent))
-        for (delivery, _, _), result in zip(reversed(sent), reversed(results), strict=True):
-            self._take(delivery, result, line)
+        began_s = self._clock.monotonic_s()
+        await self._send(sessions, [pair for pair in messages if pair[0].recipient_key in to_send])
+        self._steer(took_s=self._clock.monotonic_s() - began_s)
+        line.extendleft(sorted(self._again, key=lambda delivery: delivery.ordinal, reverse=True))
+        self._again.clear()
+        self._held.check()
+
+    async def _send(self, sessions: Sequence[Session], messages: Sequence[tuple[Delivery, Outgoing]]) -> None:
+        """Gives every session its share, and waits until no dot is open."""
+        share = max(1, -(-len(messages) // len(sessions)))
+        shares = [messages[start : start + share] for start in range(0, len(messages), share)]
+        await asyncio.gather(
+            *(
+                session.send_all([message for _, message in part], watcher=_Watch(self, part))
+                for session, part in zip(sessions, shares, strict=False)
+            )
+        )
+
+    def _steer(self, *, took_s: float) -> None:
+        if took_s > _WINDOW_S:
+            self._depth = max(1, self._depth // 2)
+        elif took_s < _WINDOW_S / 4:
+            self._depth = min(self._most, self._depth * 2)
 
     def _compose(self, window: list[Delivery]) -> list[tuple[Delivery, Outgoing]]:
         messages = []
@@ -74,18 +107,35 @@ class Windows:
                 self._held.known.append(refused_here(delivery, type(error).__name__))
         return messages
 
-    async def _send(self, session: Session, message: Outgoing) -> Result:
-        return await session.send(message, may_send=self._held.may_send)
+    def may_write_dot(self, delivery: Delivery) -> bool:
+        """Asked by a session immediately before a dot."""
+        return self._held.permit(delivery)
 
-    def _take(self, delivery: Delivery, result: Result, line: deque[Delivery]) -> None:
-        if result.verdict is Verdict.UNSENT and not self._too_often_unsent(delivery):
+    def take(self, delivery: Delivery, result: Result) -> None:
+        """Told by a session what became of a message, as soon as it knows."""
+        if result.verdict is Verdict.UNSENT and not self._too_often_unsent(delivery, result):
             self._held.learn(delivery, None)
-            line.appendleft(delivery)
+            self._again.append(delivery)
         else:
             self._held.learn(delivery, outcome_of(delivery, result, now=self._clock.now()))
-        self._streak = self._streak + 1 if is_ominous(result) else 0
+        if result.tried:
+            self._streak = self._streak + 1 if is_ominous(result) else 0
 
-    def _too_often_unsent(self, delivery: Delivery) -> bool:
-        tries = self._unsent.get(delivery.recipient_key, 0) + 1
-        self._unsent[delivery.recipient_key] = tries
+    def _too_often_unsent(self, delivery: Delivery, result: Result) -> bool:
+        tries = self._tries.get(delivery.recipient_key, 0) + int(result.tried)
+        self._tries[delivery.recipient_key] = tries
         return tries >= UNSENT_TRIES
+
+
+class _Watch:
+    """Tells deliveries from the places that messages have in one session's share."""
+
+    def __init__(self, windows: Windows, share: Sequence[tuple[Delivery, Outgoing]]) -> None:
+        self._windows = windows
+        self._share = share
+
+    def may_write_dot(self, index: int) -> bool:
+        return self._windows.may_write_dot(self._share[index][0])
+
+    def result(self, index: int, result: Result) -> None:
+        self._windows.take(self._share[index][0], result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -52,15 +53,26 @@ class Action:
     """What to do instead of the usual.
 
     Attributes:
-        reply: Written instead of the usual reply, without the last line end; None writes nothing. Unless it begins
-            with the digit of the usual reply, the command has no effect.
+        reply: Written instead of the usual reply; None writes nothing. Text gets a line end, bytes are written as they
+            are: parts of a reply, several of them, or no reply at all. Unless it begins with the digit by which this
+            step succeeds, the command has no effect.
         accept: At `DOT`: the message is stored and indexed first.
+        after: What is to happen before the reply; nothing that is behind it is read until then. Not at `STARTTLS`
+            and `QUIT`.
         then: What follows.
     """
 
-    reply: str | None = None
+    reply: str | bytes | None = None
     accept: bool = False
+    after: asyncio.Event | None = None
     then: Then = Then.GO_ON
+
+    @property
+    def octets(self) -> bytes:
+        """What is written."""
+        if isinstance(self.reply, str):
+            return self.reply.encode() + b"\r\n"
+        return self.reply or b""
 
 
 class Script(Protocol):

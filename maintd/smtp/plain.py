@@ -1,4 +1,4 @@
-"""A session that waits for each reply before the next command: five round trips a message, on every relay there is.
+"""A session that waits for each reply before the next command: four round trips a message, on every relay there is.
 
 aiosmtplib connects and reads replies. Its own `sendmail` is not used: it hides the step at which a message failed, and
 at the dot that is the difference between "not sent" and "nobody knows".
@@ -7,35 +7,17 @@ at the dot that is the difference between "not sent" and "nobody knows".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 from aiosmtplib import SMTP
 from aiosmtplib.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected, SMTPTimeoutError
 from aiosmtplib.protocol import SMTPProtocol
 
-from maintd.smtp.opening import open_client
-from maintd.smtp.relays import Relay
 from maintd.smtp.reply import Reply, sanitised
-from maintd.smtp.session import Outgoing, Phase, Result, Timeouts, Verdict
+from maintd.smtp.session import CLOSED, GOODBYE_S, NONSENSE, Outgoing, Phase, Result, Timeouts, Watcher
 from maintd.smtp.transaction import Transaction, Unsendable, transaction
-
-_GOODBYE_S = 5.0  # nothing depends on the reply to QUIT
-_NONSENSE = "the relay's answer makes no sense at this step"
-
-
-async def open_session(relay: Relay, *, timeouts: Timeouts, hello: str) -> PlainSession:
-    """Opens a connection to the relay.
-
-    Args:
-        relay: Where to.
-        timeouts: For opening and for every message.
-        hello: The name to introduce ourselves by in EHLO.
-
-    Raises:
-        OpenFailed: The relay is away, refused us, or does not offer the TLS or AUTH that is asked for.
-    """
-    return PlainSession(await open_client(relay, timeouts=timeouts, hello=hello), timeouts=timeouts)
 
 
 class PlainSession:
@@ -60,17 +42,18 @@ class PlainSession:
     def _alive(self) -> bool:
         return not self._transport.is_closing()
 
-    async def send(self, message: Outgoing, *, may_send: Callable[[], bool]) -> Result:
-        """Sends one message; see `Session.send`."""
+    async def send_all(self, messages: Sequence[Outgoing], *, watcher: Watcher) -> None:
+        """Sends messages in order; see `Session.send_all`."""
         if not self.usable:
-            return _result(Verdict.UNSENT, Phase.MAIL, detail="the connection is closed or busy")
-        try:
-            steps = transaction(message, extensions=self._extensions)
-        except Unsendable as reason:
-            return _result(Verdict.REJECTED, Phase.MAIL, detail=str(reason))
+            closed = Result.broken_off(Phase.MAIL, f"{CLOSED} or busy")
+            for index in range(len(messages)):
+                watcher.result(index, closed)
+            return
         self._busy = True
         try:
-            return await self._carry_out(steps, may_send=may_send)
+            for index, message in enumerate(messages):
+                may_write_dot = partial(watcher.may_write_dot, index)
+                watcher.result(index, await self._send(message, may_write_dot=may_write_dot))
         except BaseException:
             self.abort()  # cancelled in mid-transaction: the next reply would be taken for another's
             raise
@@ -81,7 +64,7 @@ class PlainSession:
         """Says goodbye if idle, else drops the connection."""
         try:
             if self.usable:
-                await self._client.execute_command(b"QUIT", timeout=min(self._timeouts.command_s, _GOODBYE_S))
+                await self._client.execute_command(b"QUIT", timeout=min(self._timeouts.command_s, GOODBYE_S))
         except (SMTPException, OSError):
             pass  # it is over either way
         finally:
@@ -92,12 +75,21 @@ class PlainSession:
         # Never close(): that goes on writing, in the background, a dot that was given up.
         self._transport.abort()
 
-    async def _carry_out(self, steps: Transaction, *, may_send: Callable[[], bool]) -> Result:
+    async def _send(self, message: Outgoing, *, may_write_dot: Callable[[], bool]) -> Result:
+        if not self._alive:
+            return Result.broken_off(Phase.MAIL, CLOSED)
+        try:
+            steps = transaction(message, extensions=self._extensions)
+        except Unsendable as reason:
+            return Result.unsendable(str(reason))
+        return await self._carry_out(steps, may_write_dot=may_write_dot)
+
+    async def _carry_out(self, steps: Transaction, *, may_write_dot: Callable[[], bool]) -> Result:
         for phase, command in ((Phase.MAIL, steps.mail), (Phase.RCPT, steps.rcpt), (Phase.DATA, b"DATA")):
             ended = await self._command(command, phase=phase)
             if ended is not None:
                 return ended
-        if not may_send():
+        if not may_write_dot():
             return self._give_up(Phase.DATA, "withdrawn just before it was sent")
         if not self._alive:
             return self._give_up(Phase.DATA, "the connection was lost")
@@ -113,10 +105,10 @@ class PlainSession:
             return self._give_up(phase, _what_happened(error))
         if reply.refused:
             await self._reset()
-            return _result(_refusal(reply), phase, reply=reply)
+            return Result.decided(phase, reply)
         expected = reply.intermediate if phase is Phase.DATA else reply.positive
         if not expected or self._out_of_step:
-            return self._give_up(phase, _NONSENSE, reply=reply)
+            return self._give_up(phase, NONSENSE, reply=reply)
         return None
 
     @property
@@ -143,23 +135,14 @@ class PlainSession:
         except (SMTPException, OSError) as error:
             return self._give_up(Phase.DOT, _what_happened(error))
         if not (reply.positive or reply.refused):
-            return self._give_up(Phase.DOT, _NONSENSE, reply=reply)
+            return self._give_up(Phase.DOT, NONSENSE, reply=reply)
         if reply.closing or self._out_of_step:
             self.abort()
-        return _result(Verdict.ACCEPTED if reply.positive else _refusal(reply), Phase.DOT, reply=reply)
+        return Result.decided(Phase.DOT, reply)
 
     def _give_up(self, phase: Phase, detail: str, *, reply: Reply | None = None) -> Result:
         self.abort()
-        verdict = Verdict.UNCERTAIN if phase is Phase.DOT else Verdict.UNSENT
-        return _result(verdict, phase, reply=reply, detail=detail)
-
-
-def _refusal(reply: Reply) -> Verdict:
-    return Verdict.REJECTED if reply.permanent else Verdict.DEFERRED
-
-
-def _result(verdict: Verdict, phase: Phase, *, reply: Reply | None = None, detail: str = "") -> Result:
-    return Result(verdict=verdict, phase=phase, reply=reply, detail=detail)
+        return Result.broken_off(phase, detail, reply=reply)
 
 
 def _what_happened(error: SMTPException | OSError) -> str:

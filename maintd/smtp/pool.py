@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from maintd.smtp.plain import open_session
+from maintd.smtp.opening import open_session
 from maintd.smtp.relays import Relay
 from maintd.smtp.session import OpenFailed, Session, Timeouts
 

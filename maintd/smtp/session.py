@@ -6,13 +6,21 @@ which side the message is. `Verdict.UNCERTAIN` names exactly that window.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from maintd.errors import Unavailable
 from maintd.smtp.reply import Reply
+
+#: Why a reply of a class that its command does not have ends the session.
+NONSENSE = "the relay's answer makes no sense at this step"
+#: How long to wait for the reply to QUIT, on which nothing depends, in seconds.
+GOODBYE_S = 5.0
+
+#: What a message is told whose session had ended before its turn.
+CLOSED = "the connection is closed"
 
 
 class Phase(StrEnum):
@@ -72,6 +80,29 @@ class Result:
     reply: Reply | None
     detail: str
 
+    @classmethod
+    def decided(cls, phase: Phase, reply: Reply) -> Result:
+        """The relay said yes to the dot, or no at any step."""
+        refusal = Verdict.REJECTED if reply.permanent else Verdict.DEFERRED
+        verdict = Verdict.ACCEPTED if reply.positive else refusal
+        return cls(verdict=verdict, phase=phase, reply=reply, detail="")
+
+    @classmethod
+    def broken_off(cls, phase: Phase, detail: str, *, reply: Reply | None = None) -> Result:
+        """The session ended at this step without an answer that means anything."""
+        verdict = Verdict.UNCERTAIN if phase is Phase.DOT else Verdict.UNSENT
+        return cls(verdict=verdict, phase=phase, reply=reply, detail=detail)
+
+    @property
+    def tried(self) -> bool:
+        """Whether anything of the message was offered to the relay; the session may have ended before its turn."""
+        return not (self.verdict is Verdict.UNSENT and self.detail.startswith(CLOSED))
+
+    @classmethod
+    def unsendable(cls, reason: str) -> Result:
+        """This relay cannot be given this message; nothing was written."""
+        return cls(verdict=Verdict.REJECTED, phase=Phase.MAIL, reply=None, detail=reason)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
@@ -105,21 +136,41 @@ class OpenFailed(Unavailable):
         self.reply = reply
 
 
+class Watcher(Protocol):
+    """Who sends: is asked, and told, at the moments that count. Called in the session's event loop; must not block."""
+
+    def may_write_dot(self, index: int) -> bool:
+        """Whether the dot of a message may be written: asked immediately before, after everything else went well.
+
+        False drops the connection: this message and all later ones are `UNSENT`.
+        """
+        ...
+
+    def result(self, index: int, result: Result) -> None:
+        """Takes in what became of a message: exactly once for each, in order, as soon as it is known."""
+        ...
+
+
 class Session(Protocol):
     """An open connection to a relay that sends one message after the other."""
 
     @property
     def usable(self) -> bool:
-        """Whether it is idle and another message can be sent."""
+        """Whether it is idle and messages can be sent."""
         ...
 
-    async def send(self, message: Outgoing, *, may_send: Callable[[], bool]) -> Result:
-        """Sends one message; never raises for what the relay or the network does.
+    async def send_all(self, messages: Sequence[Outgoing], *, watcher: Watcher) -> None:
+        """Sends messages in order; never raises for what the relay or the network does.
+
+        Returns when every message has its result; no dot is open then. The first refusal of the relay to go on ends
+        the session, and all that could not be tried is `UNSENT`.
+
+        Cancelled, or when the watcher raises, it drops the connection at once. Messages without a result get none then:
+        those whose dot was permitted are in doubt, the others were certainly not sent.
 
         Args:
-            message: What to send.
-            may_send: Asked immediately before the message with its dot is written, after everything else went well.
-                False drops the connection: the verdict is `UNSENT`.
+            messages: What to send; one that cannot be sent to this relay is `REJECTED` and nothing of it written.
+            watcher: Is asked before each dot and told each result, by the index in `messages`.
         """
         ...
 
@@ -130,3 +181,24 @@ class Session(Protocol):
     def abort(self) -> None:
         """Drops the connection and whatever is not yet written."""
         ...
+
+
+async def send_one(session: Session, message: Outgoing, *, may_write_dot: Callable[[], bool]) -> Result:
+    """Sends a single message; see `Session.send_all`."""
+    single = _Single(may_write_dot)
+    await session.send_all([message], watcher=single)
+    return single.results[0]
+
+
+class _Single:
+    """Watches over one message."""
+
+    def __init__(self, may_write_dot: Callable[[], bool]) -> None:
+        self._may_write_dot = may_write_dot
+        self.results: list[Result] = []
+
+    def may_write_dot(self, index: int) -> bool:
+        return self._may_write_dot()
+
+    def result(self, index: int, result: Result) -> None:
+        self.results.append(result)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 
 from maintd.clock import Clock
@@ -141,7 +142,7 @@ class Connection(asyncio.Protocol):
         self._deaf = False
         self._secured = False
         self._trusted = sink.login is None
-        self._upgrade: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None  # nothing is read before it is done
         self._sender: str | None = None
         self._recipients: list[str] = []
 
@@ -154,6 +155,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._sink.left(self)
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     def abort(self) -> None:
         """Drops the connection."""
@@ -161,12 +164,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if self._upgrade is None:
+        if self._waiting is None:
             self._advance()
 
     def _advance(self) -> None:
         position = 0
-        while not self._deaf and (end := self._end(position)) > 0:
+        while not self._deaf and self._waiting is None and (end := self._end(position)) > 0:
             unit = bytes(self._buffer[position:end])
             position = end
             if self._in_message:
@@ -190,30 +193,41 @@ class Connection(asyncio.Protocol):
     def _limit(self) -> None:
         if self._deaf:
             self._buffer.clear()
-        elif len(self._buffer) > (_LARGEST_MESSAGE if self._in_message else _LONGEST_LINE):
+        elif self._waiting is None and len(self._buffer) > (
+            _LARGEST_MESSAGE if self._in_message else _LONGEST_LINE
+        ):
             reply = "552 5.3.4 Too large" if self._in_message else "500 5.5.6 Line too long"
             self._carry_out(Action(reply=reply, then=Then.DROP))
 
     def _flush(self) -> None:
         if self._replies:
-            self._transport.write(b"\r\n".join([*self._replies, b""]))
+            self._transport.write(b"".join(self._replies))
             self._replies.clear()
+
+    def _say(self, reply: bytes) -> None:
+        self._replies.append(reply + b"\r\n")
+
+    def _wait(self, work: Coroutine[None, None, None]) -> None:
+        self._flush()
+        self._waiting = asyncio.ensure_future(work)
 
     def _on_command(self, line: bytes) -> None:
         handle = _HANDLERS.get(line[:8].split(b" ", 1)[0].upper())
         if handle is None:
-            self._replies.append(b"500 5.5.2 Command not recognised")
+            self._say(b"500 5.5.2 Command not recognised")
         else:
             handle(self, line)
 
     def _answer(self, step: Step, line: bytes, usual: bytes, *, recipient: str = "") -> bool:
         """Answers as usual or as scripted; returns whether the command takes effect."""
+        said = usual
         action = self._ask(step, line, recipient=recipient)
         if action is None:
-            self._replies.append(usual)
-            return True
-        self._carry_out(action)
-        return action.reply is not None and action.reply.encode()[:1] == usual[:1]
+            self._say(usual)
+        else:
+            self._carry_out(action)
+            said = action.octets
+        return said.startswith(b"3" if step is Step.DATA else b"2")
 
     def _ask(self, step: Step, line: bytes, *, recipient: str = "") -> Action | None:
         if self._sink.script is None:
@@ -227,12 +241,20 @@ class Connection(asyncio.Protocol):
         return self._sink.script(moment)
 
     def _carry_out(self, action: Action) -> None:
-        if action.reply is not None:
-            self._replies.append(action.reply.encode())
+        if action.after is not None:
+            self._wait(self._carry_out_later(action, after=action.after))
+            return
+        self._replies.append(action.octets)
         self._deaf = self._deaf or action.then is not Then.GO_ON
         if action.then is Then.DROP:
             self._flush()
             self._transport.close()
+
+    async def _carry_out_later(self, action: Action, *, after: asyncio.Event) -> None:
+        await after.wait()
+        self._waiting = None
+        self._carry_out(replace(action, after=None))
+        self._advance()
 
     def _hello(self, line: bytes) -> None:
         self._forget_envelope()
@@ -246,14 +268,13 @@ class Connection(asyncio.Protocol):
 
     def _starttls(self, line: bytes) -> None:
         if self._sink.starttls is None or self._secured:
-            self._replies.append(b"502 5.5.1 Not offered")
+            self._say(b"502 5.5.1 Not offered")
         elif self._answer(Step.STARTTLS, line, b"220 2.0.0 Go ahead"):
-            self._flush()
             self._deaf = (
                 True  # RFC 3207 §4.2: what was pipelined behind it in the clear is not to be believed
             )
+            self._wait(self._secure(self._sink.starttls))
             self._transport.pause_reading()
-            self._upgrade = asyncio.ensure_future(self._secure(self._sink.starttls))
 
     async def _secure(self, context: ssl.SSLContext) -> None:
         loop = asyncio.get_running_loop()
@@ -266,7 +287,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._secured, self._deaf = True, False
         self._forget_envelope()
-        self._upgrade = None
+        self._waiting = None
         self._advance()  # what came right behind the handshake
 
     def _auth(self, line: bytes) -> None:
@@ -279,34 +300,32 @@ class Connection(asyncio.Protocol):
         self._sink.transactions += 1
         sender = _path(line, after=b"MAIL FROM:")
         if sender is None:
-            self._replies.append(b"501 5.5.4 Write MAIL FROM:<address>")
+            self._say(b"501 5.5.4 Write MAIL FROM:<address>")
         elif not self._trusted:
-            self._replies.append(b"530 5.7.0 Authentication required")
+            self._say(b"530 5.7.0 Authentication required")
         elif self._sender is not None:
-            self._replies.append(b"503 5.5.1 One message at a time")
+            self._say(b"503 5.5.1 One message at a time")
         elif self._answer(Step.MAIL, line, b"250 2.1.0 OK"):
             self._sender = sender
 
     def _rcpt(self, line: bytes) -> None:
         recipient = _path(line, after=b"RCPT TO:")
         if not recipient:
-            self._replies.append(b"501 5.5.4 Write RCPT TO:<address>")
+            self._say(b"501 5.5.4 Write RCPT TO:<address>")
         elif self._sender is None:
-            self._replies.append(b"503 5.5.1 MAIL first")
+            self._say(b"503 5.5.1 MAIL first")
         elif self._answer(Step.RCPT, line, b"250 2.1.5 OK", recipient=recipient):
             self._recipients.append(recipient)
 
     def _data(self, line: bytes) -> None:
-        if not self._recipients:
-            self._replies.append(b"503 5.5.1 RCPT first")
-        elif self._answer(Step.DATA, line, b"354 End with a dot"):
-            self._in_message = True
+        usual = b"354 End with a dot" if self._recipients else b"503 5.5.1 RCPT first"
+        self._in_message = self._answer(Step.DATA, line, usual)
 
     def _on_message(self, stuffed: bytes) -> None:
         self._in_message = False
         action = self._ask(Step.DOT, b"")
         if action is None:
-            self._replies.append(self._keep(stuffed))
+            self._say(self._keep(stuffed))
         else:
             if action.accept:
                 self._keep(stuffed)
@@ -314,6 +333,8 @@ class Connection(asyncio.Protocol):
         self._forget_envelope()
 
     def _keep(self, stuffed: bytes) -> bytes:
+        if not self._recipients:
+            return b"554 5.5.1 No recipients"
         try:
             self._sink.take(_unstuffed(stuffed), sender=self._sender or "", recipients=self._recipients)
         except OSError as error:
@@ -325,10 +346,10 @@ class Connection(asyncio.Protocol):
         self._answer(Step.RESET, line, b"250 2.0.0 OK")
 
     def _noop(self, _line: bytes) -> None:
-        self._replies.append(b"250 2.0.0 OK")
+        self._say(b"250 2.0.0 OK")
 
     def _verify(self, _line: bytes) -> None:
-        self._replies.append(b"252 2.1.5 It may exist")
+        self._say(b"252 2.1.5 It may exist")
 
     def _quit(self, line: bytes) -> None:
         if self._answer(Step.QUIT, line, b"221 2.0.0 Bye"):

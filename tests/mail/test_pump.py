@@ -29,6 +29,8 @@ from maintd.mail.compose import Composer
 from maintd.mail.held import HeldBatch, Pumped
 from maintd.mail.outcomes import MOST_OMINOUS
 from maintd.mail.pump import Pump, PumpSettings
+from maintd.mail.recorder import Recorder
+from maintd.mail.recover import Scene
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
 from maintd.smtp.mailbox import read_index
 from maintd.smtp.pool import SessionPool
@@ -51,6 +53,7 @@ from tests.sinks import SinkThread
 PENDING, DEFERRED, SENT = DeliveryState.PENDING, DeliveryState.DEFERRED, DeliveryState.SENT
 UNCERTAIN, REJECTED = DeliveryState.UNCERTAIN, DeliveryState.REJECTED
 LEASE = timedelta(seconds=30)
+NOWHERE = Scene(directory=Path("/nowhere"), boot_id="", machine_id="")
 ACCEPT_AND_DROP = Action(accept=True, then=Then.DROP)
 
 
@@ -77,7 +80,9 @@ def pump_of(
     *,
     connections: int = 4,
     batch: int = 10,
+    depth: int = 1,
     redirect: str | None = None,
+    recorder: Recorder | None = None,
 ) -> Pump:
     timeouts = Timeouts(connect_s=30, command_s=30, dot_s=30)
     return Pump(
@@ -90,12 +95,14 @@ def pump_of(
         ),
         settings=PumpSettings(
             batch=batch,
+            depth=depth,
             lease=LEASE,
             heartbeat=timedelta(hours=1),
             redirect=redirect,
         ),
         clock=clock,
         owner="host:1",
+        recorder=recorder,
     )
 
 
@@ -111,7 +118,10 @@ def put_back(ledger: Database, clock: Clock) -> int:
 def judge(ledger: Database) -> int:
     """Takes every held batch from its holder, as after a lease without a heartbeat; returns the doubts."""
     with ledger.write() as connection:
-        return sum(recover.recover(connection, held, now=NOW) or 0 for held in batches.held(connection))
+        return sum(
+            recover.recover(connection, held, recording=None, scene=NOWHERE, now=NOW) or 0
+            for held in batches.held(connection)
+        )
 
 
 def at(step: Step, recipient: int, action: Action, *, times: int = 1_000_000) -> Script:
@@ -689,7 +699,7 @@ def test_a_sender_that_lives_is_not_taken_for_dead(ledger: Database, clock: Hand
         (seen,) = batches.held(connection)
     living.mark(living.load()[:2])
     with ledger.write() as connection:
-        assert recover.recover(connection, seen, now=NOW) is None
+        assert recover.recover(connection, seen, recording=None, scene=NOWHERE, now=NOW) is None
     assert tallied(ledger, campaign.id) == {PENDING: 4}
 
 

@@ -6,17 +6,29 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from maintd.clock import SystemClock
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
-from maintd.smtp.plain import PlainSession, open_session
+from maintd.smtp.opening import open_client, open_session
+from maintd.smtp.pipelined import PipelinedSession
+from maintd.smtp.plain import PlainSession
 from maintd.smtp.relays import Relay, Security
-from maintd.smtp.session import Outgoing, Timeouts
+from maintd.smtp.session import Outgoing, Result, Session, Timeouts, Verdict, send_one
 from maintd.smtp.sink import Sink
 
+HELLO = "client.example"
 PATIENT = Timeouts(connect_s=30, command_s=30, dot_s=30)
 CONTENT = b"From: a@example.com\r\nMessage-ID: <1@example.com>\r\nX-Maintd-Campaign: weekly\r\n\r\nHello\r\n"
+
+
+class Kind(StrEnum):
+    """How a message goes over the wire."""
+
+    PLAIN = "plain"  #: over a session that does not pipeline
+    FIRST = "first"  #: as the first of a pipelined session: step by step
+    GROUPED = "grouped"  #: as a later one: MAIL, RCPT and DATA at once
 
 
 @dataclass
@@ -72,6 +84,27 @@ class Watching:
         return next(line for line in self.lines if line.startswith(verb))
 
 
+@dataclass
+class Recording:
+    """Permits every dot unless told otherwise, and remembers what it was asked and told."""
+
+    withheld: frozenset[int] = frozenset()
+    asked: list[int] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+
+    def may_write_dot(self, index: int) -> bool:
+        self.asked.append(index)
+        return index not in self.withheld
+
+    def result(self, index: int, result: Result) -> None:
+        assert index == len(self.results)
+        self.results.append(result)
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        return [result.verdict for result in self.results]
+
+
 def message(
     recipient: str = "b@example.com",
     *,
@@ -90,17 +123,36 @@ def local_relay(port: int, **fields: str) -> Relay:
     return Relay(host="127.0.0.1", port=port, security=Security.PLAIN, **fields)
 
 
+async def open_kind(kind: Kind, relay: Relay, *, timeouts: Timeouts) -> Session:
+    if kind is Kind.PLAIN:
+        return PlainSession(await open_client(relay, timeouts=timeouts, hello=HELLO), timeouts=timeouts)
+    session = await open_session(relay, timeouts=timeouts, hello=HELLO)
+    assert isinstance(session, PipelinedSession)
+    return session
+
+
+async def send(session: Session, outgoing: Outgoing, *, may_write_dot: Callable[[], bool] = always) -> Result:
+    return await send_one(session, outgoing, may_write_dot=may_write_dot)
+
+
 @contextlib.asynccontextmanager
 async def sink_and_session(
     mailbox: Path | None = None,
     *,
+    kind: Kind,
     script: Script | None = None,
+    opening: Script | None = None,
     timeouts: Timeouts = PATIENT,
     sink_type: Callable[..., Sink] = Sink,
-) -> AsyncIterator[tuple[Sink, PlainSession]]:
-    sink = sink_type(mailbox, clock=SystemClock(), script=script)
-    port = await sink.start()
-    session = await open_session(local_relay(port), timeouts=timeouts, hello="client.example")
+) -> AsyncIterator[tuple[Sink, Session]]:
+    """A sink and a session in the state in which the next message goes so. `script` acts from then on."""
+    sink = sink_type(mailbox, clock=SystemClock(), script=opening)
+    session = await open_kind(kind, local_relay(await sink.start()), timeouts=timeouts)
+    if kind is Kind.GROUPED:
+        sink.script = Always({Step.DOT: Action(reply="554 Not the first")})
+        assert (await send(session, message("first@example.com"))).verdict is Verdict.REJECTED
+        sink.transactions = 0
+    sink.script = script
     try:
         yield sink, session
     finally:

@@ -2,20 +2,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import socket
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from maintd.clock import SystemClock
 from maintd.errors import Unavailable
-from maintd.smtp.faults import Action, Script, Step, Then
-from maintd.smtp.plain import open_session
+from maintd.smtp.faults import Action, Moment, Script, Step, Then
+from maintd.smtp.opening import open_session
+from maintd.smtp.pipelined import PipelinedSession
+from maintd.smtp.plain import PlainSession
 from maintd.smtp.relays import Relay, Security
-from maintd.smtp.session import OpenFailed, Phase, Timeouts, Verdict
+from maintd.smtp.session import OpenFailed, Phase, Session, Timeouts, Verdict
 from maintd.smtp.sink import Sink
-from tests.smtp.relaying import PATIENT, Always, Watching, always, local_relay, message
+from tests.smtp.relaying import HELLO, PATIENT, Always, Recording, Watching, local_relay, message, send
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 LOGIN = ("somebody", "hunter2 ü")
@@ -33,7 +38,8 @@ def server_context() -> ssl.SSLContext:
     return context
 
 
-async def attempt(
+@contextlib.asynccontextmanager
+async def opened(
     *,
     security: Security = Security.PLAIN,
     host: str = "127.0.0.1",
@@ -43,8 +49,8 @@ async def attempt(
     login: tuple[str, str] | None = None,
     password: str = LOGIN[1],
     timeouts: Timeouts = PATIENT,
-) -> Verdict:
-    """Opens a session to a sink that is set up so and sends one message over it."""
+) -> AsyncIterator[Session]:
+    """A session with a sink that is set up so."""
     sink = Sink(
         None, clock=SystemClock(), script=script, starttls=server_context() if starttls else None, login=login
     )
@@ -57,24 +63,29 @@ async def attempt(
         password=password if login else "",
     )
     try:
-        session = await open_session(relay, timeouts=timeouts, hello="client.example")
-        result = await session.send(message(), may_send=always)
+        session = await open_session(relay, timeouts=timeouts, hello=HELLO)
+        yield session
         await session.close()
-        return result.verdict
     finally:
         await sink.close()
 
 
-def failure(**how: object) -> OpenFailed:
+async def attempt(**how: Any) -> Verdict:
+    """Opens a session and sends one message over it."""
+    async with opened(**how) as session:
+        return (await send(session, message())).verdict
+
+
+def failure(**how: Any) -> OpenFailed:
     with pytest.raises(OpenFailed) as failed:
-        asyncio.run(attempt(**how))  # type: ignore[arg-type]
+        asyncio.run(attempt(**how))
     return failed.value
 
 
 def test_a_relay_knows_us_by_the_name_we_were_given() -> None:
     watching = Watching()
     assert asyncio.run(attempt(script=watching)) is Verdict.ACCEPTED
-    assert watching.first("EHLO") == "EHLO client.example"
+    assert watching.first("EHLO") == f"EHLO {HELLO}"
 
 
 @pytest.mark.usefixtures("trusted")
@@ -102,7 +113,7 @@ def test_tls_from_the_first_byte(host: str) -> None:
         {"security": Security.TLS, "tls": True},
     ],
 )
-def test_an_unknown_certificate_is_not_trusted(how: dict[str, object]) -> None:
+def test_an_unknown_certificate_is_not_trusted(how: dict[str, Any]) -> None:
     error = failure(**how)
     assert error.phase is Phase.TLS
     assert "certificate verify failed" in str(error)
@@ -183,5 +194,87 @@ def test_nobody_there() -> None:
         bound.bind(("127.0.0.1", 0))
         relay = local_relay(bound.getsockname()[1])
         with pytest.raises(OpenFailed) as failed:
-            asyncio.run(open_session(relay, timeouts=PATIENT, hello="client.example"))
+            asyncio.run(open_session(relay, timeouts=PATIENT, hello=HELLO))
     assert (failed.value.phase, failed.value.reply) == (Phase.CONNECT, None)
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"login": LOGIN},
+        {"security": Security.STARTTLS, "starttls": True, "login": LOGIN},
+        {"security": Security.TLS, "tls": True, "login": LOGIN},
+    ],
+)
+def test_a_relay_that_offers_pipelining_is_pipelined_however_it_is_reached(how: dict[str, Any]) -> None:
+    async def main() -> None:
+        async with opened(**how) as session:
+            assert isinstance(session, PipelinedSession)
+            recording = Recording()
+            large = message(content=(b"y" * 998 + b"\r\n") * 1_000)
+            await session.send_all([message(), large] * 5, watcher=recording)
+            assert recording.verdicts == [Verdict.ACCEPTED] * 10
+            assert session.usable
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("trusted")
+def test_only_what_is_offered_under_tls_counts() -> None:
+    class InTheClear:
+        hellos = 0
+
+        def __call__(self, moment: Moment) -> Action | None:
+            self.hellos += moment.step is Step.HELLO
+            under_tls = moment.step is Step.HELLO and self.hellos == 2
+            return Action(reply="250 sink.invalid") if under_tls else None
+
+    async def main() -> None:
+        async with opened(security=Security.STARTTLS, starttls=True, script=InTheClear()) as session:
+            assert isinstance(session, PlainSession)
+
+    asyncio.run(main())
+
+
+def test_a_relay_that_says_more_than_it_was_asked_is_not_used() -> None:
+    script = Always({Step.HELLO: Action(reply="250-sink.invalid\r\n250 PIPELINING\r\n250 And more")})
+    assert "nobody asked" in str(failure(script=script))
+
+
+def test_a_relay_that_greets_and_leaves_is_not_used() -> None:
+    script = Always({Step.HELLO: Action(reply="250 sink.invalid", then=Then.DROP)})
+
+    async def main() -> None:
+        try:
+            async with opened(script=script) as session:
+                assert (await send(session, message())).verdict is Verdict.UNSENT
+        except OpenFailed as error:
+            assert error.phase is Phase.CONNECT
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(
+    not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux gives up unacknowledged octets"
+)
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("how", [{}, {"security": Security.STARTTLS, "starttls": True}])
+def test_the_system_gives_up_a_dot_when_we_do(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    links: list[Any] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        create = loop.create_connection
+
+        async def watched(*args: Any, **kwargs: Any) -> Any:
+            transport, protocol = await create(*args, **kwargs)
+            links.append(transport.get_extra_info("socket"))
+            return transport, protocol
+
+        monkeypatch.setattr(loop, "create_connection", watched)
+        async with opened(timeouts=Timeouts(connect_s=30, command_s=30, dot_s=7.5), **how):
+            assert links[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_500
+
+    asyncio.run(main())

@@ -42,6 +42,9 @@ class Wire:
     def codes(self, count: int) -> list[int]:
         return [int(self.line()[:3]) for _ in range(count)]
 
+    def rest(self) -> bytes:
+        return self._lines.read()
+
     def close(self) -> None:
         self._lines.close()
         self._socket.close()
@@ -205,6 +208,43 @@ def test_a_script_may_store_and_then_vanish(tmp_path: Path) -> None:
         assert client.codes(3) == [250, 250, 354]
         assert client.line() == ""
     assert len(list(read_index(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("reply", [b"2", b"250-half a reply", b"\xff\0\r\n", b"250 one\r\n250 two\r\n"])
+def test_a_script_may_write_any_octets(reply: bytes) -> None:
+    script = Once(Step.MAIL, Action(reply=reply, then=Then.DROP))
+    with SinkThread(None, script=script) as sink, wire(sink.port) as client:
+        client.say(b"MAIL FROM:<a@x>\r\n")
+        assert client.rest() == reply
+
+
+def test_a_script_may_hold_a_reply_back_and_what_is_behind_it_waits() -> None:
+    async def main() -> None:
+        go_on = asyncio.Event()
+        sink = Sink(
+            None, clock=SystemClock(), script=Once(Step.RCPT, Action(reply="250 At last", after=go_on))
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", await sink.start())
+        await reader.readline()
+        writer.write(transaction())
+        assert (await reader.readline()).startswith(b"250 2.1.0")
+        assert sink.accepted == 0
+        go_on.set()
+        assert await reader.readline() == b"250 At last\r\n"
+        assert [(await reader.readline())[:3] for _ in range(2)] == [b"354", b"250"]
+        assert sink.accepted == 1
+        writer.close()
+        await sink.close()
+
+    asyncio.run(main())
+
+
+def test_a_script_may_grant_a_message_without_recipients_and_it_is_not_taken() -> None:
+    script = Once(Step.DATA, Action(reply="354 Go on"))
+    with SinkThread(None, script=script) as sink, wire(sink.port) as client:
+        client.say(b"MAIL FROM:<a@x>\r\nDATA\r\n.\r\nMAIL FROM:<a@x>\r\n")
+        assert client.codes(4) == [250, 354, 554, 250]
+        assert sink.sink.accepted == 0
 
 
 SERVER = """

@@ -201,6 +201,9 @@ def upgrade() -> None:
         sa.Column("token", sa.String(length=32), nullable=True, comment="none: to be claimed"),
         sa.Column("counter", sa.Integer(), server_default="0", nullable=False),
         sa.Column("owner", sa.String(length=128), nullable=True),
+        sa.Column(
+            "recorder", sa.String(length=48), nullable=True, comment="the flight recorder of its holder"
+        ),
         sa.ForeignKeyConstraint(["campaign_id"], ["campaigns.id"], name=op.f("fk_batches_campaign_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
     )

@@ -1,0 +1,262 @@
+"""The flight recorder: what a mail process did with each dot, in a file that outlives it.
+
+An intent is written before the dot's bytes are handed to the socket, the reply as soon as it was read. Both are plain
+writes into the page cache: they survive the death of the process by any signal. Nothing is forced to the disk, so they
+may not survive the machine, and a reader takes that into account: see `recording.judge`.
+
+A file is made under a temporary name, locked, given its header and only then named `<uid>.rec`. So a `.rec` that
+nobody has locked belongs to the dead, and a `.tmp` was never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from maintd.clock import Clock
+from maintd.errors import Unavailable
+from maintd.ledger.deliveries import Outcome
+from maintd.mail.entries import Header, header_bytes, intent_bytes, reply_bytes
+
+#: A message takes some 100 bytes: this is a recording of 150,000, which is read in a good second at most.
+ROLL_AT = 16 * 2**20
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MACHINE_ID = Path("/etc/machine-id")
+
+
+class RecorderFailed(Unavailable):
+    """The recorder cannot be written: no entry, no dot."""
+
+
+def recording_path(directory: Path, name: str) -> Path:
+    """Where the recorder of that name writes."""
+    return directory / f"{name}.rec"
+
+
+def this_boot() -> str:
+    """The running kernel's id, another after every boot (random(4)); empty where the system has none."""
+    return _first_line(_BOOT_ID)
+
+
+def this_machine() -> str:
+    """The machine's id (machine-id(5)), else one that is made of the host's name."""
+    known = _first_line(_MACHINE_ID)
+    # A system that boots for the first time says "uninitialized".
+    if re.fullmatch(r"[0-9a-f]{32}", known):
+        return known
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:32]
+
+
+class Recorder:
+    """One process's recorder. Use it from one thread.
+
+    A batch names the recorder when it is claimed, by `name`: call `roll` before a claim, `begin` right after it, and
+    `settled` when the ledger has all that is known of the batch.
+    """
+
+    def __init__(self, new_file: Callable[[str], _File], *, uid: str) -> None:
+        self._new_file = new_file
+        self._file = new_file(uid)
+        self._open: set[int] = set()
+
+    @classmethod
+    def create(cls, directory: Path, *, uid: str, boot_id: str, machine_id: str, clock: Clock) -> Recorder:
+        """Starts a recorder.
+
+        Args:
+            directory: Where recordings are; made if it is not there.
+            uid: Random, never used before; at most 48 bytes.
+            boot_id: See `this_boot`.
+            machine_id: See `this_machine`.
+            clock: Dates the recordings.
+
+        Raises:
+            RecorderFailed: The file cannot be written.
+        """
+
+        def new_file(uid: str) -> _File:
+            return _new_file(
+                directory,
+                Header(
+                    uid=uid,
+                    boot_id=boot_id,
+                    machine_id=machine_id,
+                    pid=os.getpid(),
+                    created_at=clock.now(),
+                ),
+            )
+
+        return cls(new_file, uid=uid)
+
+    @property
+    def name(self) -> str:
+        """What the batches that are claimed from now on name."""
+        return self._file.path.stem
+
+    def begin(self, batch_id: int) -> None:
+        """A batch that names this recorder was claimed: the recording is kept until it is settled."""
+        self._open.add(batch_id)
+
+    def intend(self, batch_id: int, recipient_key: bytes) -> None:
+        """Writes that a dot is about to be handed to the socket.
+
+        Raises:
+            RecorderFailed: Nothing was written; the dot must not be either.
+        """
+        self._open.add(batch_id)
+        self._file.append(*intent_bytes(batch_id, recipient_key, after=self._file.crc))
+
+    def read(self, batch_id: int, outcome: Outcome) -> None:
+        """Writes what a reply did that was read just now.
+
+        Args:
+            batch_id: The batch of the delivery.
+            outcome: A fact. Details beyond 200 bytes are cut; empty texts count as none.
+
+        Raises:
+            RecorderFailed: Nothing was written. What was read stands all the same and belongs in the ledger.
+            ValueError: The outcome is not a fact.
+        """
+        self._open.add(batch_id)
+        self._file.append(*reply_bytes(batch_id, outcome, after=self._file.crc))
+
+    def settled(self, batch_id: int) -> None:
+        """The ledger has, in a commit, all that is known of a batch, and this process holds it no longer."""
+        self._open.discard(batch_id)
+
+    def roll(self, *, uid: str, at: int = ROLL_AT) -> None:
+        """Starts a new file under a new name if this one is done with and the ledger has everything that is in it.
+
+        Never the same file again: a batch that still names the old one finds it gone, which proves nothing.
+
+        Args:
+            uid: Of the new file.
+            at: Bytes from which on a file is done with; a broken one always is.
+
+        Raises:
+            RecorderFailed: The new file cannot be written; the old one is still in use.
+        """
+        if self._open or not (self._file.size >= at or self._file.broken):
+            return
+        done, self._file = self._file, self._new_file(uid)
+        done.drop()
+
+    def close(self) -> None:
+        """Ends the recorder. Its file goes too, unless a batch is open: then a successor settles that from it."""
+        if self._open:
+            self._file.close()
+        else:
+            self._file.drop()
+
+
+@dataclass(kw_only=True)
+class _File:
+    """A recording that is being written; its lock is held as long as it is open.
+
+    Attributes:
+        crc: Of everything in it, which the next entry's continues.
+        size: In bytes.
+        broken: It ends in half an entry: what came behind that could not be read.
+    """
+
+    path: Path
+    fd: int
+    crc: int = 0
+    size: int = 0
+    broken: bool = False
+
+    def append(self, data: bytes, crc: int) -> None:
+        """Writes all of it, or nothing and fails."""
+        try:
+            if self.broken:
+                raise OSError("half an entry of an earlier failure could not be taken back")
+            written = os.write(self.fd, data)
+            if written < len(data):
+                self._take_back()
+                raise OSError(f"there was room for {written} of the {len(data)} bytes of an entry")
+        except OSError as error:
+            raise _failed(self.path.parent, error) from error
+        self.crc = crc
+        self.size += written
+
+    def _take_back(self) -> None:
+        self.broken = True
+        os.ftruncate(self.fd, self.size)
+        self.broken = False
+
+    def drop(self) -> None:
+        """Deletes it, if that can be done, and closes it."""
+        # While it is still locked, so that nobody takes it for an orphan. One that stays becomes an orphan.
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Lets the lock go; nothing can be written any more."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _new_file(directory: Path, header: Header) -> _File:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _alone_in(directory):
+            _sweep(directory)
+            return _create(recording_path(directory, header.uid), header)
+    except OSError as error:
+        raise _failed(directory, error) from error
+
+
+def _sweep(directory: Path) -> None:
+    # Of those that were killed in `_create`: whoever is in there now would hold the directory's lock.
+    for leftover in directory.glob("*.tmp"):
+        leftover.unlink()
+
+
+def _create(path: Path, header: Header) -> _File:
+    if path.exists():
+        raise OSError(f"there is a recording {path.name} already")
+    temporary = path.with_suffix(".tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+    file = _File(path=path, fd=os.open(temporary, flags, 0o600))
+    try:
+        fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.append(*header_bytes(header))
+        temporary.rename(path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _failed(directory: Path, error: OSError) -> RecorderFailed:
+    return RecorderFailed(
+        f"the flight recorder in {directory} cannot be written: {error.strerror or error}; "
+        "nothing is mailed from here until it can: make room there, or look at its permissions"
+    )
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text().partition("\n")[0].strip()
+    except OSError:
+        return ""

@@ -1,0 +1,195 @@
+"""What a dead sender's flight recorder proves: a few doubts, one for each open dot, and not a window full of them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from maintd.clock import new_token
+from maintd.database import Database
+from maintd.errors import Unavailable
+from maintd.ledger import batches
+from maintd.ledger.campaigns import Campaign
+from maintd.ledger.deliveries import Outcome
+from maintd.ledger.states import DeliveryState
+from maintd.mail.held import HeldBatch, Pumped
+from maintd.mail.recorder import Recorder, RecorderFailed
+from maintd.mail.recover import Scene, recover_batch, recover_orphans
+from tests.ledgers import HandClock, add_campaign, campaign_of, tallied
+from tests.mail.test_pump import pump_of, run
+from tests.sinks import SinkThread
+
+PENDING, SENT, UNCERTAIN = DeliveryState.PENDING, DeliveryState.SENT, DeliveryState.UNCERTAIN
+LEASE = timedelta(seconds=30)
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(directory=tmp_path / "recorders", boot_id="this boot", machine_id="this machine")
+
+
+@pytest.fixture
+def recorder(scene: Scene, clock: HandClock) -> Recorder:
+    return Recorder.create(
+        scene.directory,
+        uid=new_token(),
+        boot_id=scene.boot_id,
+        machine_id=scene.machine_id,
+        clock=clock,
+    )
+
+
+@pytest.fixture
+def campaign(ledger: Database) -> Campaign:
+    return add_campaign(ledger, recipients=12)
+
+
+@pytest.fixture
+def held(ledger: Database, campaign: Campaign, recorder: Recorder, clock: HandClock) -> HeldBatch:
+    """A window of ten is marked; three dots went out, one of them was answered."""
+    with ledger.write() as connection:
+        batch = batches.claim(
+            connection, campaign.id, size=12, token="mine", owner="host:1", recorder=recorder.name
+        )
+    assert batch is not None
+    recorder.begin(batch.id)
+    held = HeldBatch(
+        campaign, batch, ledger=ledger, clock=clock, lease=LEASE, pumped=Pumped(), recorder=recorder
+    )
+    window = held.load()[:10]
+    held.mark(window)
+    assert [held.permit(delivery) for delivery in window[:3]] == [True, True, True]
+    answered = window[0]
+    held.learn(
+        answered,
+        Outcome(
+            recipient_key=answered.recipient_key,
+            ordinal=answered.ordinal,
+            state=SENT,
+            fact=True,
+            phase="dot",
+            code=250,
+            detail="kept",
+        ),
+    )
+    return held
+
+
+def test_doubts_are_the_open_dots_and_nobody_waits_for_a_lease(
+    ledger: Database, campaign: Campaign, held: HeldBatch, recorder: Recorder, scene: Scene, clock: HandClock
+) -> None:
+    recorder.close()  # as the kernel does for the dead: the lock is free, the file stays
+    assert recover_orphans(ledger, scene=scene, now=clock.now()) == 2
+    assert tallied(ledger, campaign.id) == {SENT: 1, UNCERTAIN: 2, PENDING: 9}
+    assert list(scene.directory.iterdir()) == []
+
+
+def test_what_was_certainly_not_sent_is_sent_by_the_next_and_nobody_twice(
+    ledger: Database,
+    campaign: Campaign,
+    held: HeldBatch,
+    recorder: Recorder,
+    scene: Scene,
+    clock: HandClock,
+    tmp_path: Path,
+) -> None:
+    recorder.close()
+    recover_orphans(ledger, scene=scene, now=clock.now())
+    with SinkThread(tmp_path / "mailbox") as relay:
+        run(pump_of(ledger, relay.url, clock, batch=12, depth=8))
+        assert relay.sink.accepted == 9
+    assert tallied(ledger, campaign.id) == {SENT: 10, UNCERTAIN: 2}
+
+
+def test_the_judge_of_a_stopped_counter_finds_the_same(
+    ledger: Database, campaign: Campaign, held: HeldBatch, recorder: Recorder, scene: Scene, clock: HandClock
+) -> None:
+    recorder.close()
+    with ledger.read() as connection:
+        (seen,) = batches.held(connection)
+    assert recover_batch(ledger, seen, scene=scene, now=clock.now()) == 2
+    assert tallied(ledger, campaign.id) == {SENT: 1, UNCERTAIN: 2, PENDING: 9}
+
+
+def test_the_recorder_of_one_who_lives_proves_nothing(
+    ledger: Database, campaign: Campaign, held: HeldBatch, recorder: Recorder, scene: Scene, clock: HandClock
+) -> None:
+    """A process that was stopped may yet wake up and write: all of its window is in doubt. Its replies count later."""
+    with ledger.read() as connection:
+        (seen,) = batches.held(connection)
+    assert recover_batch(ledger, seen, scene=scene, now=clock.now()) == 10
+    assert tallied(ledger, campaign.id) == {UNCERTAIN: 10, PENDING: 2}
+    held.keep_facts()
+    assert tallied(ledger, campaign.id) == {SENT: 1, UNCERTAIN: 9, PENDING: 2}
+    recorder.close()
+
+
+@pytest.mark.parametrize("other", ["boot", "machine"])
+def test_absence_proves_nothing_after_another_boot_or_on_another_machine(
+    ledger: Database,
+    campaign: Campaign,
+    held: HeldBatch,
+    recorder: Recorder,
+    scene: Scene,
+    clock: HandClock,
+    other: str,
+) -> None:
+    recorder.close()
+    elsewhere = Scene(
+        directory=scene.directory,
+        boot_id="another" if other == "boot" else scene.boot_id,
+        machine_id="another" if other == "machine" else scene.machine_id,
+    )
+    assert recover_orphans(ledger, scene=elsewhere, now=clock.now()) == 9
+    assert tallied(ledger, campaign.id) == {SENT: 1, UNCERTAIN: 9, PENDING: 2}
+
+
+def test_an_acceptance_is_merged_although_somebody_else_had_judged_the_batch(
+    ledger: Database, campaign: Campaign, held: HeldBatch, recorder: Recorder, scene: Scene, clock: HandClock
+) -> None:
+    nowhere = Scene(directory=scene.directory / "not here", boot_id="", machine_id="")
+    with ledger.read() as connection:
+        (seen,) = batches.held(connection)
+    assert recover_batch(ledger, seen, scene=nowhere, now=clock.now()) == 10
+    recorder.close()
+    assert recover_orphans(ledger, scene=scene, now=clock.now()) == 0
+    assert tallied(ledger, campaign.id) == {SENT: 1, UNCERTAIN: 9, PENDING: 2}
+
+
+def test_without_an_entry_there_is_no_dot_and_nothing_is_in_doubt(
+    ledger: Database,
+    campaign: Campaign,
+    recorder: Recorder,
+    clock: HandClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise RecorderFailed("the flight recorder cannot be written: no space left on device")
+
+    monkeypatch.setattr(recorder, "intend", full)
+    with SinkThread(tmp_path / "mailbox") as relay:
+        with pytest.raises(Unavailable, match="flight recorder"):
+            run(pump_of(ledger, relay.url, clock, batch=12, depth=8, recorder=recorder))
+        assert relay.sink.accepted == 0
+    assert tallied(ledger, campaign.id) == {PENDING: 12}
+    with ledger.read() as connection:
+        assert batches.held(connection) == []
+
+
+def test_a_pump_leaves_no_recording_behind_when_all_is_settled(
+    ledger: Database, campaign: Campaign, recorder: Recorder, scene: Scene, clock: HandClock, tmp_path: Path
+) -> None:
+    with SinkThread(tmp_path / "mailbox") as relay:
+        run(pump_of(ledger, relay.url, clock, batch=5, depth=8, recorder=recorder))
+    recorder.close()
+    assert tallied(ledger, campaign.id) == {SENT: 12}
+    assert campaign_of(ledger, campaign.id).finished_at is not None
+    assert list(scene.directory.iterdir()) == []
