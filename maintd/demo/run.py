@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from maintd.ledger.states import RUN_MOVES, DeliveryState, RunState, is_final
 from maintd.mail.address import parse_address
 from maintd.mail.suppress import suppress
 from maintd.samples import SCHEDULES, TEMPLATES, sample_directory
+from maintd.smtp.faults import Action, Moment, Script, Step
 from maintd.smtp.sink import Sink
 from maintd.supervise.supervisor import Death
 from maintd.supervise.up import running
@@ -132,11 +134,29 @@ class Report:
 
 @dataclass(kw_only=True)
 class _Kill:
-    """The murder: whom, when, and that he died of it."""
+    """The kill: when, of whom, and that it was the cause of death.
 
+    Attributes:
+        at: So many messages in the mailbox.
+        done: From `at` on until this is set the sink keeps its answers to itself: so the process dies with an open
+            dot on every connection, the worst moment there is.
+    """
+
+    at: int = sys.maxsize
+    done: asyncio.Event = field(default_factory=asyncio.Event)
     pid: int | None = None
     fraction: float | None = None
     deaths: list[Death] = field(default_factory=list)
+
+    def hold_answers(self, sink: Sink) -> Script:
+        """What the sink does meanwhile."""
+
+        def script(moment: Moment) -> Action | None:
+            if moment.step is not Step.DOT or sink.accepted < self.at or self.done.is_set():
+                return None
+            return Action(reply="250 2.0.0 Kept", accept=True, after=self.done)
+
+        return script
 
     @property
     def confirmed(self) -> bool:
@@ -167,6 +187,7 @@ async def run(options: Options, *, clock: Clock, environ: Mapping[str, str], sho
         population = await asyncio.to_thread(_prepare, options, settings, clock=clock)
         show.say(_described(population))
         kill = _Kill()
+        sink.script = kill.hold_answers(sink)
         log = stack.enter_context((options.directory / "maintd.log").open("ab"))
         await stack.enter_async_context(running(settings, clock=clock, on_death=kill.deaths.append, log=log))
         runtime = stack.enter_context(contextlib.closing(open_runtime(settings, clock=clock)))
@@ -256,7 +277,7 @@ class _Night:
         """
         night = await asyncio.to_thread(self._trigger)
         self._show.say(f"{night.name} is queued")
-        murderer = asyncio.create_task(self._murder())
+        killer = asyncio.create_task(self._strike())
         try:
             async with asyncio.timeout(_GIVE_UP_AFTER_S):
                 return await self._watch(night.id)
@@ -265,7 +286,7 @@ class _Night:
                 f"the night did not end within {_GIVE_UP_AFTER_S:.0f} s; look into {self._options.directory}"
             ) from None
         finally:
-            murderer.cancel()
+            killer.cancel()
 
     def _trigger(self) -> Run:
         night = trigger(PIPELINE, self._runtime)
@@ -273,15 +294,17 @@ class _Night:
             wake({Queue(night.queue)})
         return night
 
-    async def _murder(self) -> None:
+    async def _strike(self) -> None:
         """Kills the process that holds the claims once a good third of the mail has arrived."""
         draw = random.Random(self._options.seed)  # noqa: S311 - reproducible on purpose
         expected = len(self._population.expected)
-        await self._until_arrived(int(expected * draw.uniform(*self._options.kill_between)))
+        self._kill.at = int(expected * draw.uniform(*self._options.kill_between))
+        await self._until_arrived(self._kill.at)
         pid = None
         while pid is None:
             pid = await asyncio.to_thread(self._holder)
         os.kill(pid, signal.SIGKILL)
+        self._kill.done.set()
         self._kill.pid = pid
         self._kill.fraction = round(await self._arrived() / expected, 3)
         self._show.say(

@@ -29,10 +29,10 @@ class Heard(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._said.put_nowait(record.getMessage())
 
-    async def until(self, words: str) -> str:
-        while words not in (said := await self._said.get()):
-            pass
-        return said
+    async def until(self, words: str) -> None:
+        async with asyncio.timeout(30):
+            while words not in await self._said.get():
+                pass
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_a_child_that_could_not_be_started_again_is_tried_until_it_can(
     async def live() -> None:
         tree = Supervisor(clock=SystemClock(), stop_timeout=timedelta(seconds=10))
         await tree.start(SLEEPER)
+        await heard.until("sleeper started with pid")
         first = tree.pid("sleeper")
         assert first is not None
         with monkeypatch.context() as patched:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -45,6 +45,16 @@ def quiet_site(tmp_path: Path, sqlite_url: str) -> Iterator[Site]:
     site = Site(tmp_path, ledger_url=sqlite_url, smtp_url="smtp://127.0.0.1:9", people=10)
     yield site
     site.runtime.close()
+
+
+@contextmanager
+def redis_of(site: Site) -> Iterator[None]:
+    """The embedded server alone."""
+    with subprocess.Popen(server_command(site.settings)) as server:
+        try:
+            yield
+        finally:
+            server.terminate()
 
 
 def succeeded(found: list[Run]) -> list[Run]:
@@ -147,15 +157,14 @@ def test_daemons_wait_for_a_redis_that_is_away_and_begin_when_it_comes(quiet_sit
         until(lambda: "Redis does not answer" in quiet_site.log("beat"), what="a clear line")
         run_id = api.trigger("old-sessions", settings=quiet_site.settings)
         assert (beat.poll(), worker.poll()) == (None, None)
-        with subprocess.Popen(server_command(quiet_site.settings)) as valkey:
+        with redis_of(quiet_site):
             assert quiet_site.ended(run_id).state is RunState.SUCCEEDED
-            valkey.terminate()
 
 
 def test_a_beat_outlives_a_redis_that_refuses_to_write(quiet_site: Site) -> None:
     (quiet_site.directory / "schedules" / "jobs.toml").write_text(EVERY_SECOND)
     quiet_site.maintd("apply")
-    with subprocess.Popen(server_command(quiet_site.settings)) as valkey, quiet_site.process("beat") as beat:
+    with redis_of(quiet_site), quiet_site.process("beat") as beat:
         until(lambda: quiet_site.runs_of("old-sessions"), what="a run")
         with closing(redis.Redis.from_url(redis_url_of(quiet_site.settings))) as client:
             client.execute_command("REPLICAOF", "127.0.0.1", "9")
@@ -164,7 +173,6 @@ def test_a_beat_outlives_a_redis_that_refuses_to_write(quiet_site: Site) -> None
             client.execute_command("REPLICAOF", "NO", "ONE")
         until(lambda: quiet_site.runs_of("old-sessions")[0].id > newest, what="the next run")
         assert beat.poll() is None
-        valkey.terminate()
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -174,7 +182,7 @@ def test_who_was_stopped_inside_a_transaction_delays_the_others_for_a_while_and_
     ledger = open_ledger(database_url, idle_timeout=timedelta(seconds=4))
     site.environ["MAINTD_STATEMENT_TIMEOUT"] = "300 ms"
     site.maintd("apply")
-    with subprocess.Popen(server_command(site.settings)) as valkey, site.process("beat") as beat:
+    with redis_of(site), site.process("beat") as beat:
         until(lambda: site.runs_of("old-sessions"), what="a run")
         with pytest.raises(Unavailable), ledger.write() as stopped:
             stopped.execute(sa.select(jobs).with_for_update())
@@ -182,7 +190,6 @@ def test_who_was_stopped_inside_a_transaction_delays_the_others_for_a_while_and_
             until(lambda: "does not answer in time" in site.log("beat"), what="a clear line")
             until(lambda: site.runs_of("old-sessions")[0].id > newest, what="the next run")
         assert beat.poll() is None
-        valkey.terminate()
     ledger.dispose()
 
 
