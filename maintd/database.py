@@ -102,7 +102,13 @@ class Database:
         return self.url.render_as_string(hide_password=True)
 
     def _engine(self) -> Engine:
-        engine = self._sqlite_engine() if self.dialect == "sqlite" else self._postgresql_engine()
+        try:
+            engine = self._sqlite_engine() if self.dialect == "sqlite" else self._postgresql_engine()
+        except ModuleNotFoundError:
+            what = "PostgreSQL needs a driver that is not installed"
+            raise Problems(
+                [Problem(where=self.name, what=what, cure="pip install 'maintd[postgres]'")]
+            ) from None
         sa.event.listen(engine, "handle_error", _keep_rows_out)
         return engine
 

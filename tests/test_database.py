@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from maintd import database
 from maintd.database import Database
-from maintd.errors import JobFailed, Unavailable
+from maintd.errors import JobFailed, Problems, Unavailable
 from maintd.ledger import deliveries
 from maintd.mail.audience import open_audience
 from tests.ledgers import HandClock, add_campaign, key_of
@@ -139,3 +140,9 @@ def test_the_text_of_an_error_has_neither_address_nor_fields(ledger: Database) -
     text = "".join(traceback.format_exception(refusal.value))
     assert "state" in text
     assert not [word for word in ("private.example", "diagnosis", "measles") if word in text]
+
+
+def test_a_driver_that_is_missing_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(Problems, match=r"pip install 'maintd\[postgres\]'"):
+        Database("postgresql://nobody@127.0.0.1/x", name="ledger")

@@ -161,6 +161,17 @@ def _job(name: str, table: Any, *, file: str, kinds: Mapping[str, type[Spec]]) -
     if not isinstance(table, Mapping):
         cure = f"a job is a table: [{name}]"
         raise Problems([Problem(where=where, what=f"must be a table, not {given(table)}", cure=cure)])
+    if table and all(isinstance(value, Mapping) for value in table.values()):
+        inner = next(iter(table))
+        raise Problems(
+            [
+                Problem(
+                    where=where,
+                    what="holds tables only",
+                    cure=f"a dot nests: write [{name}-{inner}] for a job",
+                )
+            ]
+        )
     problems = [*_name_problems(name, where), *_kind_problems(table.get("kind"), where, kinds)]
     common = keys_of(JobHeader)
     # The kind was judged with a better sentence than the model has for it.

@@ -465,3 +465,9 @@ def test_catching_up_on_everything_has_to_wait_in_turn() -> None:
     with pytest.raises(ValidationError, match='needs overlap = "queue"'):
         JobHeader(kind="mail", when=when)
     assert JobHeader(kind="mail", when=when, overlap="queue").overlap == "queue"
+
+
+def test_a_dot_in_the_name_of_a_job_is_seen_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "jobs.toml").write_text('[old.rows]\nkind = "mail"\n')
+    with pytest.raises(Problems, match=r"a dot nests: write \[old-rows\]"):
+        read_jobs(tmp_path, kinds=KINDS)
