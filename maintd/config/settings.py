@@ -162,7 +162,7 @@ class Settings(BaseModel):
     """When Redis delivers a wake-up message again that nobody acknowledged; longer than the wake budget."""
 
     statement_timeout: Duration = timedelta(minutes=5)
-    """No SQL statement on PostgreSQL runs longer."""
+    """No SQL statement runs longer; on SQLite no single fetch of its rows either."""
 
     stop_timeout: Duration = timedelta(seconds=30)
     """How long a process may take to stop in order before it is killed."""
