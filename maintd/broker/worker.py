@@ -15,7 +15,8 @@ from celery.platforms import SecurityWarning
 from celery.worker import state
 
 from maintd.broker.tasks import register
-from maintd.execution.queues import Queue
+from maintd.errors import Unavailable
+from maintd.execution.queues import MAIL_QUEUES, Queue
 from maintd.execution.runtime import Runtime
 from maintd.execution.wake import Wake
 from maintd.execution.worker import Worker
@@ -45,6 +46,11 @@ def run_worker(app: Celery, *, runtime: Runtime, wake: Wake, queues: Collection[
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
     worker = Worker(runtime, stopping=stopping.is_set)
     register(app, worker, wake)
+    if MAIL_QUEUES & set(queues):
+        try:
+            worker.ready_to_mail()
+        except Unavailable as error:
+            logger.warning("%s; tried again with the first mail", error)
     try:
         app.Worker(
             pool="solo",

@@ -49,7 +49,6 @@ class Reconciler:
         self._runtime = runtime
         self._runs = Watch(lease=runtime.settings.lease)
         self._batches = Watch(lease=runtime.settings.lease)
-        self._scene = scene_of(runtime.settings)
 
     def run_once(self) -> Reconciled:
         """One pass.
@@ -114,7 +113,7 @@ class Reconciler:
             doubtful = recover.recover_batch(
                 self._runtime.ledger,
                 held[batch_id],
-                scene=self._scene,
+                scene=scene_of(self._runtime),
                 now=self._runtime.clock.now(),
             )
             if doubtful is None:

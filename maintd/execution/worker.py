@@ -14,6 +14,7 @@ from maintd.execution.patience import Patience
 from maintd.execution.queues import MAIL_QUEUES, Queue
 from maintd.execution.runtime import Runtime
 from maintd.ledger import batches
+from maintd.ledger.engine import identity
 from maintd.mail.pump import Pump, PumpSettings
 from maintd.mail.recorder import Recorder, this_boot, this_machine
 from maintd.mail.recover import Scene, recover_orphans
@@ -45,6 +46,7 @@ class Worker:
         self._loop = asyncio.Runner()
         self._sessions = _sessions(runtime.settings)
         self._recorder: Recorder | None = None
+        self._pump: Pump | None = None
         self._patience = Patience(runtime.clock)
 
     def work(self, queue: Queue) -> set[Queue]:
@@ -83,17 +85,21 @@ class Worker:
     def _pump_once(self, queue: Queue) -> set[Queue]:
         clock = self.runtime.clock
         until_s = clock.monotonic_s() + self.runtime.settings.wake_budget.total_seconds()
-        pump = self._pump(self._ready_recorder())
+        pump = self.ready_to_mail()
         self._loop.run(pump.run(stopping=lambda: self._stopping() or clock.monotonic_s() > until_s))
         ready = mailings.conclude(self.runtime.ledger, now=clock.now())
         with self.runtime.ledger.read() as connection:
             return ready | ({queue} if batches.has_work(connection) else set())
 
-    def _ready_recorder(self) -> Recorder:
-        """This process's flight recorder. Before it begins, what dead processes of this host left is taken over."""
-        if self._recorder is None:
+    def ready_to_mail(self) -> Pump:
+        """This process's pump; before it begins, what the dead of this host left is taken over.
+
+        Raises:
+            Unavailable: The ledger does not answer, or the recorder cannot be written.
+        """
+        if self._pump is None:
             runtime = self.runtime
-            scene = scene_of(runtime.settings)
+            scene = scene_of(runtime)
             doubtful = recover_orphans(runtime.ledger, scene=scene, now=runtime.clock.now())
             if doubtful:
                 logger.warning("a sender of this host had died; %d messages are uncertain", doubtful)
@@ -104,9 +110,10 @@ class Worker:
                 machine_id=scene.machine_id,
                 clock=runtime.clock,
             )
-        return self._recorder
+            self._pump = self._make_pump(self._recorder)
+        return self._pump
 
-    def _pump(self, recorder: Recorder) -> Pump:
+    def _make_pump(self, recorder: Recorder) -> Pump:
         settings = self.runtime.settings
         return Pump(
             ledger=self.runtime.ledger,
@@ -124,9 +131,16 @@ class Worker:
         )
 
 
-def scene_of(settings: Settings) -> Scene:
-    """Where this host's flight recorders are."""
-    return Scene(directory=settings.state_dir / "recorders", boot_id=this_boot(), machine_id=this_machine())
+def scene_of(runtime: Runtime) -> Scene:
+    """Where this host's flight recorders of this ledger are: another ledger's prove nothing here.
+
+    Raises:
+        Unavailable: The ledger does not answer.
+    """
+    with runtime.ledger.read() as connection:
+        ledger_id = identity(connection).ledger_id
+    directory = runtime.settings.state_dir / "recorders" / ledger_id
+    return Scene(directory=directory, boot_id=this_boot(), machine_id=this_machine())
 
 
 def _sessions(settings: Settings) -> SessionPool:

@@ -118,9 +118,17 @@ def _cut(
     )
 
 
+def find(connection: Connection, batch_id: int) -> Batch | None:
+    """The batch with that id, if there is one."""
+    row = connection.execute(sa.select(batches).where(batches.c.id == batch_id)).mappings().first()
+    return Batch(**row) if row else None
+
+
 def get(connection: Connection, batch_id: int) -> Batch:
     """The batch with that id, which must exist."""
-    return Batch(**connection.execute(sa.select(batches).where(batches.c.id == batch_id)).mappings().one())
+    batch = find(connection, batch_id)
+    assert batch is not None, f"batch {batch_id} does not exist"
+    return batch
 
 
 def mark(connection: Connection, batch: Batch, *, wire_hi: int) -> None:
@@ -204,7 +212,8 @@ def held_with(connection: Connection, recorder: str) -> list[Batch]:
 def take_from_the_dead(connection: Connection, batch: Batch) -> bool:
     """Ends the claim of a holder whose counter stopped; False when it moved after all.
 
-    The caller settles, in the same transaction, what was on the wire; then the rest may be claimed: `wire_hi` stays.
+    The caller settles, in the same transaction, what may have been on the wire: what is not settled then was certainly
+    not sent, and the mark goes back to the beginning.
     """
     taken = connection.execute(
         sa.update(batches)
@@ -214,7 +223,7 @@ def take_from_the_dead(connection: Connection, batch: Batch) -> bool:
             batches.c.token == batch.token,
             batches.c.counter == batch.counter,
         )
-        .values(token=None, owner=None)
+        .values(token=None, owner=None, wire_hi=batches.c.lo)
     )
     return taken.rowcount == 1
 

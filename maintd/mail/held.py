@@ -69,6 +69,7 @@ class HeldBatch:
         self.known: list[Outcome] = []
         self._recorder = recorder
         self._trouble: RecorderFailed | None = None
+        self._closing = False
         #: The ledger has all that is known of it, and it is no longer ours.
         self.settled = False
         #: Recipients whose dot was permitted and whose outcome is not known yet.
@@ -116,7 +117,7 @@ class HeldBatch:
 
     def permit(self, delivery: Delivery) -> bool:
         """Whether the dot of a delivery may be written: the claim holds, and the recorder has the intent."""
-        if not self.may_send():
+        if self._closing or not self.may_send():
             return False
         if self._recorder is not None:
             try:
@@ -162,6 +163,7 @@ class HeldBatch:
 
         What went onto the wire and was cut off from its answer is doubtful, and settled as such.
         """
+        self._closing = True
         doubts = {key: ordinal for key, ordinal in self._on_wire.items() if key in self._permitted}
         self.known.extend(cut_off(key, ordinal=ordinal) for key, ordinal in doubts.items())
         self._on_wire.clear()

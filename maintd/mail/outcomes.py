@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from maintd.ledger.deliveries import Delivery, Outcome
@@ -26,6 +27,31 @@ _STATES = {
 
 #: Results in a row that speak of the sender or the relay and not of the recipient, until the campaign is paused.
 MOST_OMINOUS = 25
+
+
+@dataclass(kw_only=True)
+class Streak:
+    """How long a campaign has met with nothing but ominous results, over all its batches.
+
+    Attributes:
+        length: Results in a row.
+        last: What the latest of them said.
+    """
+
+    length: int = 0
+    last: str | None = None
+
+    def count(self, result: Result, said: str | None) -> None:
+        """Takes in a result. One that never came to an answer says neither good nor bad."""
+        if is_ominous(result):
+            self.ominous(said)
+        elif result.verdict is not Verdict.UNSENT:
+            self.length = 0
+
+    def ominous(self, said: str | None) -> None:
+        """Takes in what bodes ill."""
+        self.length += 1
+        self.last = said
 
 
 def is_ominous(result: Result) -> bool:
@@ -110,7 +136,8 @@ def _outcome(
         recipient_key=delivery.recipient_key,
         ordinal=delivery.ordinal,
         state=state,
-        fact=reply is not None,
+        # An answer that makes no sense was read too, but it says nothing.
+        fact=reply is not None and result.verdict is not Verdict.UNCERTAIN,
         phase=result.phase.value,
         code=reply.code if reply else None,
         enhanced=reply.enhanced if reply else None,

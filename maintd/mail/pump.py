@@ -23,6 +23,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState
 from maintd.mail.compose import Composer
 from maintd.mail.held import HeldBatch, Pumped
+from maintd.mail.outcomes import Streak
 from maintd.mail.recorder import Recorder
 from maintd.mail.templates import Bundle, RenderFailed
 from maintd.mail.windows import Windows
@@ -70,6 +71,9 @@ class Pump:
         self._owner = owner
         self._recorder = recorder
         self._composers: dict[int, Composer] = {}
+        self._streaks: dict[int, Streak] = {}
+        #: Batches of which the ledger, away at that moment, has not got all that is known.
+        self._unwritten: list[HeldBatch] = []
 
     async def run(self, *, stopping: Callable[[], bool]) -> Pumped:
         """Works until nothing is left to claim or it is told to stop; what was begun is always brought to its end.
@@ -80,6 +84,7 @@ class Pump:
             Unavailable: The relay or the ledger does not answer; what was claimed has been left for others.
         """
         pumped = Pumped()
+        await self._write_what_is_known()
         async with contextlib.aclosing(self._sessions):
             found = True
             while found and not stopping():
@@ -97,10 +102,24 @@ class Pump:
                         pumped.finished.append(campaign.id)
         return pumped
 
+    async def _write_what_is_known(self) -> None:
+        """Before anything is claimed: replies that were read are facts, however long the ledger was away."""
+        while self._unwritten:
+            held = self._unwritten[0]
+            await asyncio.to_thread(held.leave)
+            self._let_go(self._unwritten.pop(0))
+
+    def _let_go(self, held: HeldBatch) -> None:
+        if not held.settled:
+            self._unwritten.append(held)
+        elif self._recorder is not None:
+            self._recorder.settled(held.batch.id)
+
     def _sending(self) -> list[Campaign]:
         with self._ledger.read() as connection:
             sending = campaigns.sending(connection)
         self._composers = {c.id: self._composers[c.id] for c in sending if c.id in self._composers}
+        self._streaks = {c.id: self._streaks[c.id] for c in sending if c.id in self._streaks}
         return sending
 
     def _claim(self, campaign: Campaign) -> Batch | None:
@@ -153,7 +172,14 @@ class Pump:
             pumped=pumped,
             recorder=self._recorder,
         )
-        windows = Windows(held, composer, self._sessions, clock=self._clock, depth=self._settings.depth)
+        windows = Windows(
+            held,
+            composer,
+            self._sessions,
+            clock=self._clock,
+            depth=self._settings.depth,
+            streak=self._streaks.setdefault(campaign.id, Streak()),
+        )
         if self._recorder is not None:
             self._recorder.begin(batch.id)
         try:
@@ -172,8 +198,7 @@ class Pump:
             await asyncio.to_thread(held.leave)
             raise
         finally:
-            if self._recorder is not None and held.settled:
-                self._recorder.settled(batch.id)
+            self._let_go(held)
 
     def _pause(self, campaign: Campaign, reason: str) -> None:
         """Stops a campaign that cannot go on by itself, so that the others need not wait behind it."""

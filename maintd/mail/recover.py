@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -72,7 +73,7 @@ def recover(
     )
     doubts = [vanished(key, ordinal=ordinals[key], owner=batch.owner) for key in judged.doubtful]
     deliveries.settle(connection, batch.campaign_id, [*judged.outcomes, *doubts], now=now)
-    if doubts:
+    if any(one.state is DeliveryState.UNCERTAIN for one in [*judged.outcomes, *doubts]):
         campaign = campaigns.get(connection, batch.campaign_id)
         resend_as_allowed(connection, campaign, lo=batch.lo, hi=batch.wire_hi, now=now)
     return len(doubts)
@@ -80,12 +81,13 @@ def recover(
 
 def recover_batch(ledger: Database, batch: Batch, *, scene: Scene, now: datetime) -> int | None:
     """Takes over a batch whose holder's counter stopped, with its recorder if that is here and free; see `recover`."""
-    with _adopted(scene, batch.recorder) as orphan:
+    with _only_judge(scene), _adopted(scene, batch.recorder) as orphan:
         recording = orphan.recording(batch.id) if orphan else None
         with ledger.write() as connection:
             doubtful = recover(connection, batch, recording=recording, scene=scene, now=now)
             done = orphan is not None and not batches.held_with(connection, orphan.name)
         if orphan is not None and done:
+            _merge_acceptances(ledger, orphan, now=now)
             orphan.discard()
     return doubtful
 
@@ -96,15 +98,25 @@ def recover_orphans(ledger: Database, *, scene: Scene, now: datetime) -> int:
     Returns:
         How many deliveries became doubtful.
     """
+    with _only_judge(scene):
+        return sum(
+            _recover_orphan(ledger, orphan, scene=scene, now=now) for orphan in orphans(scene.directory)
+        )
+
+
+def _recover_orphan(ledger: Database, orphan: Orphan, *, scene: Scene, now: datetime) -> int:
     doubtful = 0
-    for orphan in orphans(scene.directory):
-        with ledger.read() as connection:
-            held = batches.held_with(connection, orphan.name)
-        for batch in held:
-            with ledger.write() as connection:
-                recording = orphan.recording(batch.id)
-                doubtful += recover(connection, batch, recording=recording, scene=scene, now=now) or 0
-        _merge_acceptances(ledger, orphan, now=now)
+    with ledger.read() as connection:
+        held = batches.held_with(connection, orphan.name)
+    for batch in held:
+        recording = orphan.recording(batch.id)
+        with ledger.write() as connection:
+            doubtful += recover(connection, batch, recording=recording, scene=scene, now=now) or 0
+    _merge_acceptances(ledger, orphan, now=now)
+    with ledger.read() as connection:
+        # A commit of the dead may have come in behind the first look: then its recording is still wanted.
+        done = not batches.held_with(connection, orphan.name)
+    if done:
         orphan.discard()
     return doubtful
 
@@ -115,8 +127,21 @@ def _merge_acceptances(ledger: Database, orphan: Orphan, *, now: datetime) -> No
     for batch_id, outcomes in groupby(accepted, key=itemgetter(0)):
         while chunk := [outcome for _, outcome in islice(outcomes, _CHUNK)]:
             with ledger.write() as connection:
-                campaign_id = batches.get(connection, batch_id).campaign_id
-                deliveries.settle(connection, campaign_id, chunk, now=now)
+                batch = batches.find(connection, batch_id)
+                # A ledger that was restored may have forgotten the batch, or given its number to another.
+                if batch is not None and batch.recorder == orphan.name:
+                    deliveries.settle(connection, batch.campaign_id, chunk, now=now)
+
+
+@contextlib.contextmanager
+def _only_judge(scene: Scene) -> Iterator[None]:
+    """One judge of this host at a time: a recording that another one reads must not look like one of the living."""
+    if not scene.directory.is_dir():
+        yield
+        return
+    with (scene.directory / "judge.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from maintd.clock import Clock
-from maintd.errors import JobFailed
+from maintd.errors import JobFailed, Unavailable
 from maintd.ledger.deliveries import Delivery
 from maintd.mail.compose import Composer
 from maintd.mail.held import HeldBatch
 from maintd.mail.message import UnsafeHeader
-from maintd.mail.outcomes import MOST_OMINOUS, UNSENT_TRIES, is_ominous, outcome_of, refused_here
+from maintd.mail.outcomes import MOST_OMINOUS, UNSENT_TRIES, Streak, outcome_of, refused_here
 from maintd.mail.templates import RenderFailed
 from maintd.smtp.pool import SessionPool
 from maintd.smtp.session import Outgoing, Result, Session, Verdict
@@ -29,7 +29,14 @@ class Windows:
     """Sends a batch window by window: a few messages for every connection, one open dot on each."""
 
     def __init__(
-        self, held: HeldBatch, composer: Composer, sessions: SessionPool, *, clock: Clock, depth: int
+        self,
+        held: HeldBatch,
+        composer: Composer,
+        sessions: SessionPool,
+        *,
+        clock: Clock,
+        depth: int,
+        streak: Streak,
     ) -> None:
         """Prepares to send.
 
@@ -39,6 +46,7 @@ class Windows:
             sessions: Where they go.
             clock: Measures the windows.
             depth: The most messages that a connection gets in one window.
+            streak: The campaign's.
         """
         self._held = held
         self._clock = clock
@@ -48,7 +56,9 @@ class Windows:
         self._depth = min(depth, 4)
         self._tries: dict[bytes, int] = {}
         self._again: list[Delivery] = []
-        self._streak = 0
+        self._streak = streak
+        self._most_ominous = max(MOST_OMINOUS, 2 * sessions.connections)
+        self._results: list[Result] = []
 
     async def send_all(self, stopping: Callable[[], bool]) -> None:
         """Sends every delivery of the batch, or leaves it in order when asked to stop."""
@@ -58,10 +68,10 @@ class Windows:
                 await asyncio.to_thread(self._held.leave)
                 return
             await self._send_window(line)
-            if self._streak >= MOST_OMINOUS:
+            if self._streak.length >= self._most_ominous:
                 raise JobFailed(
-                    f"{self._streak} messages in a row were refused or uncertain whoever they were for; the last: "
-                    f"{self._held.known[-1].detail}"
+                    f"{self._streak.length} messages in a row were refused or uncertain, whoever they were for; "
+                    f"the last: {self._streak.last}"
                 )
         await asyncio.to_thread(self._held.finish)
 
@@ -69,7 +79,6 @@ class Windows:
         sessions = await self._sessions.ready(len(line))
         window = [line.popleft() for _ in range(min(len(line), len(sessions) * self._depth))]
         messages = await asyncio.to_thread(self._compose, window)
-        self._streak += len(window) - len(messages)
         to_send = await asyncio.to_thread(self._held.mark, window)
         began_s = self._clock.monotonic_s()
         await self._send(sessions, [pair for pair in messages if pair[0].recipient_key in to_send])
@@ -77,17 +86,27 @@ class Windows:
         line.extendleft(sorted(self._again, key=lambda delivery: delivery.ordinal, reverse=True))
         self._again.clear()
         self._held.check()
+        self._check_relay()
+
+    def _check_relay(self) -> None:
+        results, self._results = self._results, []
+        if len(results) > 1 and all(result.verdict is Verdict.UNSENT for result in results):
+            raise Unavailable(f"the relay takes no message: {results[0].detail}")
 
     async def _send(self, sessions: Sequence[Session], messages: Sequence[tuple[Delivery, Outgoing]]) -> None:
         """Gives every session its share, and waits until no dot is open."""
         share = max(1, -(-len(messages) // len(sessions)))
         shares = [messages[start : start + share] for start in range(0, len(messages), share)]
-        await asyncio.gather(
+        ended = await asyncio.gather(
             *(
                 session.send_all([message for _, message in part], watcher=_Watch(self, part))
                 for session, part in zip(sessions, shares, strict=False)
-            )
+            ),
+            return_exceptions=True,  # until every session has ended: a batch is left only when nobody sends
         )
+        for error in ended:
+            if error is not None:
+                raise error
 
     def _steer(self, *, took_s: float) -> None:
         if took_s > _WINDOW_S:
@@ -101,11 +120,15 @@ class Windows:
             try:
                 messages.append((delivery, self._composer.message(delivery)))
             except (RenderFailed, UnsafeHeader) as error:
-                self._held.known.append(refused_here(delivery, str(error)))
+                self._cannot_be_made(delivery, str(error))
             except Exception as error:
                 logger.exception("a message cannot be made", extra={"campaign": self._held.campaign.name})
-                self._held.known.append(refused_here(delivery, type(error).__name__))
+                self._cannot_be_made(delivery, type(error).__name__)
         return messages
+
+    def _cannot_be_made(self, delivery: Delivery, reason: str) -> None:
+        self._held.known.append(refused_here(delivery, reason))
+        self._streak.ominous(reason)
 
     def may_write_dot(self, delivery: Delivery) -> bool:
         """Asked by a session immediately before a dot."""
@@ -113,13 +136,14 @@ class Windows:
 
     def take(self, delivery: Delivery, result: Result) -> None:
         """Told by a session what became of a message, as soon as it knows."""
+        self._results.append(result)
         if result.verdict is Verdict.UNSENT and not self._too_often_unsent(delivery, result):
             self._held.learn(delivery, None)
             self._again.append(delivery)
-        else:
-            self._held.learn(delivery, outcome_of(delivery, result, now=self._clock.now()))
-        if result.tried:
-            self._streak = self._streak + 1 if is_ominous(result) else 0
+            return
+        outcome = outcome_of(delivery, result, now=self._clock.now())
+        self._streak.count(result, outcome.detail)
+        self._held.learn(delivery, outcome)
 
     def _too_often_unsent(self, delivery: Delivery, result: Result) -> bool:
         tries = self._tries.get(delivery.recipient_key, 0) + int(result.tried)

@@ -89,6 +89,8 @@ class PlainSession:
             ended = await self._command(command, phase=phase)
             if ended is not None:
                 return ended
+        if not self._alive:
+            return self._give_up(Phase.DATA, "the connection was lost")
         if not may_write_dot():
             return self._give_up(Phase.DATA, "withdrawn just before it was sent")
         if not self._alive:

@@ -24,6 +24,11 @@ class SessionPool:
         #: What the relay allows, found by asking for more; forgotten when the pool is closed.
         self._most = connections
 
+    @property
+    def connections(self) -> int:
+        """How many sessions there can be."""
+        return self._connections
+
     async def ready(self, wanted: int) -> list[Session]:
         """Idle, usable sessions: as many as wanted, as allowed and as the relay lets us open; at least one.
 

@@ -155,7 +155,7 @@ def test_a_claim_whose_counter_moved_is_not_taken_from_its_holder(ledger: Databa
     assert batch_of(ledger, batch.id).token == "mine"
 
 
-def test_taking_from_the_dead_keeps_the_mark_and_is_done_by_one_of_many(ledger: Database) -> None:
+def test_taking_from_the_dead_resets_the_mark_and_is_done_by_one_of_many(ledger: Database) -> None:
     batch = claimed(ledger, add_campaign(ledger, recipients=10))
     with ledger.write() as connection:
         batches.mark(connection, batch, wire_hi=6)
@@ -167,7 +167,7 @@ def test_taking_from_the_dead_keeps_the_mark_and_is_done_by_one_of_many(ledger: 
 
     assert sum(race(4, take)) == 1
     found = batch_of(ledger, batch.id)
-    assert (found.token, found.owner, found.wire_hi, found.state) == (None, None, 6, BatchState.OPEN)
+    assert (found.token, found.owner, found.wire_hi, found.state) == (None, None, 0, BatchState.OPEN)
 
 
 def test_held_are_the_claimed_ones_that_are_open(ledger: Database) -> None:

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from maintd.clock import new_token
 from maintd.database import Database
 from maintd.errors import Unavailable
 from maintd.ledger import batches
 from maintd.ledger.campaigns import Campaign
-from maintd.ledger.deliveries import Outcome
-from maintd.ledger.states import DeliveryState
+from maintd.ledger.deliveries import Delivery, Outcome
+from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.tables import batches as batch_rows
 from maintd.mail.held import HeldBatch, Pumped
+from maintd.mail.outcomes import outcome_of
 from maintd.mail.recorder import Recorder, RecorderFailed
 from maintd.mail.recover import Scene, recover_batch, recover_orphans
-from tests.ledgers import HandClock, add_campaign, campaign_of, tallied
+from maintd.mail.templates import Bundle
+from maintd.smtp.faults import Action, Moment, Step, Then
+from maintd.smtp.mailbox import read_index
+from maintd.smtp.reply import Reply
+from maintd.smtp.session import Phase, Result
+from tests.ledgers import NOW, HandClock, add_campaign, campaign_of, key_of, race, tallied
 from tests.mail.test_pump import pump_of, run
 from tests.sinks import SinkThread
 
 PENDING, SENT, UNCERTAIN = DeliveryState.PENDING, DeliveryState.SENT, DeliveryState.UNCERTAIN
 LEASE = timedelta(seconds=30)
+ACCEPTED = Outcome(recipient_key=key_of(0), ordinal=0, state=SENT, fact=True, phase="dot", code=250)
 
 
 @pytest.fixture
@@ -88,7 +101,7 @@ def test_doubts_are_the_open_dots_and_nobody_waits_for_a_lease(
     recorder.close()  # as the kernel does for the dead: the lock is free, the file stays
     assert recover_orphans(ledger, scene=scene, now=clock.now()) == 2
     assert tallied(ledger, campaign.id) == {SENT: 1, UNCERTAIN: 2, PENDING: 9}
-    assert list(scene.directory.iterdir()) == []
+    assert list(scene.directory.glob("*.rec")) == []
 
 
 def test_what_was_certainly_not_sent_is_sent_by_the_next_and_nobody_twice(
@@ -192,4 +205,144 @@ def test_a_pump_leaves_no_recording_behind_when_all_is_settled(
     recorder.close()
     assert tallied(ledger, campaign.id) == {SENT: 12}
     assert campaign_of(ledger, campaign.id).finished_at is not None
-    assert list(scene.directory.iterdir()) == []
+    assert list(scene.directory.glob("*.rec")) == []
+
+
+def test_another_ledgers_or_a_forgotten_batch_is_left_out_of_the_merge(
+    ledger: Database, campaign: Campaign, held: HeldBatch, recorder: Recorder, scene: Scene, clock: HandClock
+) -> None:
+    """As after a restored backup: the number of the batch is another's now, or nobody's."""
+    with ledger.write() as connection:
+        connection.execute(sa.update(batch_rows).values(recorder="another"))
+    recorder.read(10_000, replace(ACCEPTED, recipient_key=key_of(5)))
+    recorder.close()
+    assert recover_orphans(ledger, scene=scene, now=clock.now()) == 0
+    assert tallied(ledger, campaign.id) == {PENDING: 12}
+
+
+def test_a_judge_waits_for_the_other_and_finds_the_same(
+    ledger: Database, campaign: Campaign, held: HeldBatch, recorder: Recorder, scene: Scene, clock: HandClock
+) -> None:
+    recorder.close()
+    with ledger.read() as connection:
+        (seen,) = batches.held(connection)
+
+    def judge(number: int) -> int | None:
+        if number % 2:
+            return recover_orphans(ledger, scene=scene, now=clock.now())
+        return recover_batch(ledger, seen, scene=scene, now=clock.now())
+
+    race(4, judge)
+    assert tallied(ledger, campaign.id) == {SENT: 1, UNCERTAIN: 2, PENDING: 9}
+
+
+def test_replies_that_were_read_reach_a_ledger_that_was_away(
+    ledger: Database,
+    campaign: Campaign,
+    recorder: Recorder,
+    clock: HandClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = iter([False, True, True])  # the first mark comes through; the next, and the letting go, do not
+    write = Database.write
+
+    def flickering(database: Database) -> AbstractContextManager[Connection]:
+        if database is ledger and marked and next(away, False):
+            raise Unavailable("the ledger does not answer")
+        return write(database)
+
+    marked: list[bool] = []
+    mark = HeldBatch.mark
+
+    def noticed(held: HeldBatch, window: list[Delivery]) -> set[bytes]:
+        marked.append(True)
+        return mark(held, window)
+
+    monkeypatch.setattr(HeldBatch, "mark", noticed)
+    monkeypatch.setattr(Database, "write", flickering)
+    with SinkThread(tmp_path / "mailbox") as relay:
+        pump = pump_of(ledger, relay.url, clock, batch=12, depth=1, recorder=recorder)
+        with pytest.raises(Unavailable):
+            run(pump)
+        assert relay.sink.accepted == 4
+        run(pump)
+        assert relay.sink.accepted == 12
+    assert tallied(ledger, campaign.id) == {SENT: 12}
+
+
+def test_a_session_that_breaks_lets_the_others_come_to_their_end(
+    ledger: Database, clock: HandClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = add_campaign(ledger, recipients=12, edition="two")
+    learn = HeldBatch.learn
+    broken: list[bool] = []
+
+    def breaking(held: HeldBatch, delivery: Delivery, outcome: Outcome | None) -> None:
+        if not broken:
+            broken.append(True)
+            raise RuntimeError("a defect of ours")
+        learn(held, delivery, outcome)
+
+    monkeypatch.setattr(HeldBatch, "learn", breaking)
+    with SinkThread(tmp_path / "mailbox") as relay:
+        pump = pump_of(ledger, relay.url, clock, batch=12, depth=4)
+        with pytest.raises(RuntimeError, match="a defect of ours"):
+            run(pump)
+        run(pump)
+    recipients = Counter(r for one in read_index(tmp_path / "mailbox") for r in one.recipients)
+    assert set(recipients.values()) == {1}
+    counts = tallied(ledger, campaign.id)
+    assert counts.get(UNCERTAIN, 0) <= 4
+    assert counts[SENT] + counts.get(UNCERTAIN, 0) == 12
+
+
+def test_an_answer_that_makes_no_sense_is_no_fact() -> None:
+    result = Result.broken_off(Phase.DOT, "nonsense", reply=Reply(code=-12, enhanced=None, text="?"))
+    delivery = Delivery(
+        campaign_id=1,
+        ordinal=0,
+        recipient_key=key_of(0),
+        address="a@example.org",
+        recipient=None,
+        fields={},
+        state=PENDING,
+        copies=0,
+        failures=0,
+        due_at=None,
+        settled_at=None,
+        phase=None,
+        code=None,
+        enhanced=None,
+        detail=None,
+    )
+    outcome = outcome_of(delivery, result, now=NOW)
+    assert (outcome.state, outcome.fact) == (UNCERTAIN, False)
+
+
+def test_a_template_that_fails_for_everybody_pauses_its_campaign_and_no_other(
+    ledger: Database, campaign: Campaign, clock: HandClock, tmp_path: Path
+) -> None:
+    broken = Bundle(
+        name="hello", files={"hello/subject.txt": "Hi", "hello/body.txt": "{{ name.nothing.there }}"}
+    )
+    other = add_campaign(ledger, recipients=100, job="broken", bundle=broken)
+    with SinkThread(tmp_path / "mailbox") as relay:
+        run(pump_of(ledger, relay.url, clock, batch=10, depth=8))
+    assert tallied(ledger, campaign.id) == {SENT: 12}
+    assert campaign_of(ledger, other.id).state is CampaignState.PAUSED
+    assert tallied(ledger, other.id)[PENDING] >= 60
+
+
+def test_a_relay_that_hangs_up_before_every_message_is_away_and_costs_nobody_a_try(
+    ledger: Database, campaign: Campaign, clock: HandClock, tmp_path: Path
+) -> None:
+    def hang_up(moment: Moment) -> Action | None:
+        return Action(then=Then.DROP) if moment.step is Step.DATA else None
+
+    with SinkThread(tmp_path / "mailbox", script=hang_up) as relay:
+        pump = pump_of(ledger, relay.url, clock, batch=12, depth=4)
+        for _ in range(5):
+            with pytest.raises(Unavailable, match="takes no message"):
+                run(pump)
+    assert tallied(ledger, campaign.id) == {PENDING: 12}
