@@ -93,7 +93,7 @@ class PlainSession:
             return self._give_up(Phase.DATA, "the connection was lost")
         if not may_write_dot():
             return self._give_up(Phase.DATA, "withdrawn just before it was sent")
-        if not self._alive:
+        if self._transport.is_closing():  # who was asked may have dropped it
             return self._give_up(Phase.DATA, "the connection was lost")
         return await self._write_body(steps.body)
 
