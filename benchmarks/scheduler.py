@@ -25,6 +25,7 @@ from maintd.broker.beat import LedgerScheduler
 from maintd.clock import SystemClock
 from maintd.config.load import load_settings
 from maintd.config.settings import Settings
+from maintd.errors import Unavailable
 from maintd.execution.kinds import KINDS, SPECS
 from maintd.execution.runtime import Runtime, open_runtime
 from maintd.keyspace import Keyspace, redis_url_of
@@ -111,15 +112,7 @@ def _make_due(runtime: Runtime) -> None:
 
 def _bare_inserts(runtime: Runtime, count: int) -> None:
     now = runtime.clock.now()
-    row = {
-        "job": "x",
-        "first_at": now,
-        "last_at": now,
-        "count": 1,
-        "exact": True,
-        "reason": "",
-        "recorded_at": now,
-    }
+    row = {"job": "x", "first_at": now, "last_at": now, "count": 1, "exact": True, "reason": ""}
     with runtime.ledger.write() as connection:
         for _ in range(count):
             connection.execute(sa.insert(misses).values(**row))
@@ -128,15 +121,19 @@ def _bare_inserts(runtime: Runtime, count: int) -> None:
 @contextmanager
 def _redis(settings: Settings) -> Iterator[Keyspace]:
     with subprocess.Popen(server_command(settings)) as server:
-        keyspace = Keyspace(redis_url_of(settings))
-        while True:
-            try:
-                keyspace.ping()
-                break
-            except Exception:  # noqa: BLE001 - it is starting
-                time.sleep(0.05)
-        yield keyspace
-        server.terminate()
+        try:
+            yield _answering(Keyspace(redis_url_of(settings)))
+        finally:
+            server.terminate()
+
+
+def _answering(keyspace: Keyspace) -> Keyspace:
+    while True:
+        try:
+            keyspace.ping()
+            return keyspace
+        except Unavailable:  # it is starting
+            time.sleep(0.05)
 
 
 def _timed(work: Callable[[], object]) -> float:
