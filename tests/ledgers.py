@@ -20,7 +20,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import SCHEMA, migrate, open_ledger
 from maintd.ledger.runs import Claim, NewRun, Run
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
-from maintd.ledger.tables import jobs, meta, metadata
+from maintd.ledger.tables import jobs, meta, metadata, timeline
 from maintd.mail.templates import Bundle
 
 T = TypeVar("T")
@@ -92,10 +92,13 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{path}"
     url = str(request.getfixturevalue("migrated_postgresql"))
     engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
-    names = ", ".join(f"{SCHEMA}.{table.name}" for table in metadata.sorted_tables if table is not meta)
+    names = ", ".join(
+        f"{SCHEMA}.{table.name}" for table in metadata.sorted_tables if table not in (meta, timeline)
+    )
     with engine.begin() as connection:
         connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
         connection.exec_driver_sql(f"UPDATE {SCHEMA}.meta SET value = '0' WHERE name = 'jobs_stamp'")
+        connection.exec_driver_sql(f"UPDATE {SCHEMA}.timeline SET epoch = 0, sequence = 0, held = NULL")
     engine.dispose()
     return url
 

@@ -17,6 +17,7 @@ class Batch:
     """A range of ordinals and who holds it.
 
     Attributes:
+        lane: Of the campaign's lines, the one it is cut from.
         lo: First ordinal.
         hi: Ordinal after the last.
         wire_hi: A dot may have been written for any unsettled ordinal below this one.
@@ -27,6 +28,7 @@ class Batch:
 
     id: int
     campaign_id: int
+    lane: int
     lo: int
     hi: int
     wire_hi: int

@@ -34,6 +34,7 @@ class Campaign:
     content: str
     dated_at: datetime
     expires_at: datetime | None
+    urgent: bool
     audience: int
     duplicates: int
     cut: int

@@ -23,10 +23,12 @@ class Delivery:
     recipient_key: bytes
     address: str
     recipient: str | None
+    lane: int
     fields: dict[str, Any]
     state: DeliveryState
     copies: int
     failures: int
+    failure: str | None
     due_at: datetime | None
     settled_at: datetime | None
     phase: str | None

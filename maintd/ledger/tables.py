@@ -52,6 +52,25 @@ meta = sa.Table(
     comment="ledger_id; recipient_key (hex), with which addresses are digested; jobs_stamp, moved by every apply",
 )
 
+timeline = sa.Table(
+    "timeline",
+    metadata,
+    sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column(
+        "epoch",
+        sa.Integer,
+        nullable=False,
+        comment="moved when a person accepts a ledger that went back in time",
+    ),
+    sa.Column(
+        "sequence",
+        sa.BigInteger,
+        nullable=False,
+        comment="moved by every commit that lets something happen outside",
+    ),
+    sa.Column("held", sa.Text, comment="why no mail is sent and no job fires; none: all is well"),
+)
+
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -149,6 +168,7 @@ campaigns = sa.Table(
     ),
     sa.Column("dated_at", Instant, nullable=False, comment="the Date of every message and of every attempt"),
     sa.Column("expires_at", Instant),
+    sa.Column("urgent", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("audience", sa.Integer, nullable=False, server_default="0", comment="rows of the audience"),
     sa.Column(
         "duplicates", sa.Integer, nullable=False, server_default="0", comment="rows whose address was there"
@@ -174,12 +194,20 @@ deliveries = sa.Table(
     sa.Column("recipient_key", sa.LargeBinary(16), nullable=False, comment="digest of the canonical address"),
     sa.Column("address", sa.Text, nullable=False),
     sa.Column("recipient", sa.Text, comment="the application's own identifier"),
+    sa.Column(
+        "lane",
+        sa.SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="of its campaign's lines; 0: the one of whoever has no other",
+    ),
     sa.Column("fields", _Json, nullable=False, comment="only the columns that the template uses"),
     sa.Column("state", StateText(DeliveryState), nullable=False),
     sa.Column(
         "copies", sa.SmallInteger, nullable=False, server_default="0", comment="doubts sent again by policy"
     ),
     sa.Column("failures", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("failure", sa.String(16), comment="what kind the last one was, which decides the wait"),
     sa.Column("due_at", Instant, comment="of a deferred one: when it comes back into the line"),
     sa.Column("settled_at", Instant),
     sa.Column("phase", sa.String(8), comment="of the SMTP dialogue that the outcome belongs to"),
@@ -200,12 +228,31 @@ sa.Index(
     sqlite_where=deliveries.c.state.in_([DeliveryState.DEFERRED, DeliveryState.UNCERTAIN]),
     postgresql_where=deliveries.c.state.in_([DeliveryState.DEFERRED, DeliveryState.UNCERTAIN]),
 )
+# Few deliveries have a lane of their own; a sparse range of them is found without walking all the others.
+sa.Index(
+    "ix_deliveries_lane",
+    deliveries.c.campaign_id,
+    deliveries.c.lane,
+    deliveries.c.ordinal,
+    sqlite_where=deliveries.c.lane > 0,
+    postgresql_where=deliveries.c.lane > 0,
+)
+
+lines = sa.Table(
+    "lines",
+    metadata,
+    sa.Column("campaign_id", _Id, sa.ForeignKey("campaigns.id"), primary_key=True, autoincrement=False),
+    sa.Column("lane", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("cut", sa.Integer, nullable=False, comment="ordinals below this were batched"),
+)
 
 batches = sa.Table(
     "batches",
     metadata,
     sa.Column("id", _Id, primary_key=True),
     sa.Column("campaign_id", _Id, sa.ForeignKey("campaigns.id"), nullable=False),
+    sa.Column("lane", sa.SmallInteger, nullable=False, server_default="0"),
     sa.Column("lo", sa.Integer, nullable=False, comment="first ordinal"),
     sa.Column("hi", sa.Integer, nullable=False, comment="ordinal after the last"),
     sa.Column("wire_hi", sa.Integer, nullable=False, comment="below this a dot may have been written"),
@@ -223,4 +270,11 @@ suppressions = sa.Table(
     sa.Column("recipient_key", sa.LargeBinary(16), primary_key=True),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("added_at", Instant, nullable=False),
+)
+
+allowances = sa.Table(
+    "allowances",
+    metadata,
+    sa.Column("name", sa.String(127), primary_key=True),
+    sa.Column("used", _Json, nullable=False, comment="what was taken of late, by slot of time"),
 )

@@ -128,7 +128,7 @@ def test_a_ledger_of_an_older_version_wants_to_be_migrated(
     monkeypatch.setattr(engine, "head_revision", lambda: "9999")
     with pytest.raises(SchemaUnknown) as refusal:
         open_ledger(database_url)
-    assert "0001" in str(refusal.value)
+    assert head_revision() in str(refusal.value)
     assert "maintd migrate" in str(refusal.value)
 
 
@@ -170,6 +170,6 @@ def test_processes_that_migrate_at_once_make_one_ledger(database_url: str) -> No
 
 def test_the_migrations_are_inside_the_package_that_a_wheel_is_made_of() -> None:
     versions = resources.files("maintd.ledger.migrations.versions")
-    assert f"{head_revision()}_first.py" in {file.name for file in versions.iterdir()}
+    assert any(file.name.startswith(head_revision()) for file in versions.iterdir())
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["maintd"]

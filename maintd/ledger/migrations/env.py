@@ -8,6 +8,9 @@ from maintd.ledger.engine import SCHEMA
 from maintd.ledger.tables import metadata
 
 connection = context.config.attributes["connection"]
+if connection.dialect.name == "postgresql":
+    # The schema of a connection of ours is put into statements, but Alembic's ALTER TABLE is no statement of that kind.
+    connection.exec_driver_sql(f"SET LOCAL search_path TO {SCHEMA}")
 context.configure(
     connection=connection,
     target_metadata=metadata,
