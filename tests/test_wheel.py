@@ -93,6 +93,7 @@ def test_the_wheel_does_its_work_with_nothing_but_what_it_asks_for(wheel: Path, 
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MAINTD_")}
     environ |= {
         "MAINTD_STATE_DIR": str(tmp_path / "state"),
+        "MAINTD_STATE_DIR_VOLATILE": "allow",
         "MAINTD_SOURCE_APP_URL": f"sqlite:///{tmp_path / 'app.db'}",
     }
 

@@ -87,6 +87,9 @@ class Settings(BaseModel):
     state_dir: Directory
     """Where this host keeps its state: the SQLite ledger, the embedded Redis, the lock of `maintd up`."""
 
+    state_dir_volatile: Literal["refuse", "allow"] = "refuse"
+    """Whether mail goes out with a state directory that is in memory (tmpfs) or on a network file system."""
+
     database_url: DatabaseUrl = Field(
         default_factory=lambda known: SecretStr(f"sqlite:///{known['state_dir']}/ledger.db")
     )

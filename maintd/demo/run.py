@@ -207,6 +207,7 @@ def _settings(options: Options, *, relay_url: str, environ: Mapping[str, str]) -
     given = {
         "MAINTD_ENV_FILE": "",
         "MAINTD_STATE_DIR": str(state),
+        "MAINTD_STATE_DIR_VOLATILE": "allow",  # most temporary directories are in memory
         "MAINTD_SCHEDULES_DIR": str(options.directory / SCHEDULES),
         "MAINTD_TEMPLATES_DIR": str(options.directory / TEMPLATES),
         "MAINTD_SOURCE_APP_URL": source_url,

@@ -17,7 +17,7 @@ from maintd.errors import MaintdError, Problem, Problems, Unavailable
 from maintd.execution.pipelines import PipelineSpec
 from maintd.execution.project import examine_one, read_project, where_is
 from maintd.execution.runtime import Runtime, open_sources
-from maintd.execution.worker import timeouts_of
+from maintd.execution.worker import check_state_dir, timeouts_of
 from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger.engine import ledger_database, open_ledger
 from maintd.scheduling.apply import Prepared
@@ -78,6 +78,7 @@ def check(
         unusable = {name for name, found in sources.items() if found.verdict is not Verdict.OK}
         return [
             files,
+            _look("state directory", lambda: _state_dir(settings), cure=""),
             _look("ledger", lambda: _ledger(runtime), cure=""),
             _look(
                 "redis",
@@ -124,6 +125,11 @@ def _check_files(settings: Settings) -> tuple[Checked, list[Prepared]]:
         return f"{len(prepared)} jobs in {settings.schedules_dir}"
 
     return _look("job files and templates", find, cure=""), prepared
+
+
+def _state_dir(settings: Settings) -> str:
+    check_state_dir(settings)
+    return str(settings.state_dir)
 
 
 def _ledger(runtime: Runtime) -> str:

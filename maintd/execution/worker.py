@@ -18,6 +18,7 @@ from maintd.ledger.engine import identity
 from maintd.mail.pump import Pump, PumpSettings
 from maintd.mail.recorder import Recorder, this_boot, this_machine
 from maintd.mail.recover import Scene, recover_orphans
+from maintd.mail.volatile import refuse_volatile
 from maintd.smtp.pool import SessionPool
 from maintd.smtp.relays import parse_relay_url
 from maintd.smtp.session import Timeouts
@@ -95,10 +96,12 @@ class Worker:
         """This process's pump; before it begins, what the dead of this host left is taken over.
 
         Raises:
+            Problems: The state directory is not fit for mail.
             Unavailable: The ledger does not answer, or the recorder cannot be written.
         """
         if self._pump is None:
             runtime = self.runtime
+            check_state_dir(runtime.settings)
             scene = scene_of(runtime)
             doubtful = recover_orphans(runtime.ledger, scene=scene, now=runtime.clock.now())
             if doubtful:
@@ -129,6 +132,16 @@ class Worker:
             owner=self.runtime.owner,
             recorder=recorder,
         )
+
+
+def check_state_dir(settings: Settings) -> None:
+    """Whether mail may rely on the state directory.
+
+    Raises:
+        Problems: It is in memory or shared with other machines, and that is not allowed.
+    """
+    if settings.state_dir_volatile == "refuse":
+        refuse_volatile(settings.state_dir)
 
 
 def scene_of(runtime: Runtime) -> Scene:

@@ -16,6 +16,7 @@ from maintd.errors import MaintdError, Unavailable
 from maintd.execution.project import read_project
 from maintd.execution.queues import MAIL_QUEUES, WORK_QUEUES
 from maintd.execution.runtime import open_runtime
+from maintd.execution.worker import check_state_dir
 from maintd.keyspace import Keyspace, embedded_socket
 from maintd.scheduling.apply import Change, apply
 from maintd.supervise.embedded import server_command
@@ -41,9 +42,10 @@ async def running(
 
     Raises:
         MaintdError: Another instance holds the state directory, or there is no Redis and none to embed.
-        Problems: The job files are wrong.
+        Problems: The job files are wrong, or the state directory is not fit for mail.
         Unavailable: The ledger or Redis does not answer.
     """
+    check_state_dir(settings)
     with only_instance(settings.state_dir):
         supervisor = Supervisor(clock=clock, stop_timeout=settings.stop_timeout, on_death=on_death, log=log)
         try:

@@ -172,6 +172,7 @@ def bare(tmp_path: Path, redis_url: str) -> Maintd:
         {
             "MAINTD_ENV_FILE": "",
             "MAINTD_STATE_DIR": str(tmp_path / "state"),
+            "MAINTD_STATE_DIR_VOLATILE": "allow",  # pytest's directories may be in memory
             "MAINTD_SCHEDULES_DIR": str(tmp_path / "schedules"),
             "MAINTD_TEMPLATES_DIR": str(tmp_path / "templates"),
             "MAINTD_REDIS_URL": redis_url,

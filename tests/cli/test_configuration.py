@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +14,18 @@ import redis
 
 from maintd.clock import SystemClock
 from maintd.config.load import load_settings
+from maintd.errors import Problems
 from maintd.execution.check import Verdict, check
 from maintd.execution.kinds import SPECS
+from maintd.execution.worker import Worker
 from maintd.ledger import runs
 from maintd.ledger.engine import identity, open_ledger
+from maintd.mail.volatile import file_system_of
 from maintd.samples import sample_directory
 from maintd.scheduling.files import read_jobs
 from tests.cli.conftest import Maintd, Outcome, Project
 
+MEMORY = Path("/dev/shm")
 DEAD = "redis://127.0.0.1:1/0"
 
 
@@ -257,6 +264,30 @@ def test_a_state_directory_that_cannot_be_made_is_named_by_its_setting(bare: Mai
     for command in ("migrate", "up"):
         refused = bare(command)
         assert (refused.code, refused.err.startswith("error: MAINTD_STATE_DIR: ")) == (1, True), refused.err
+
+
+@pytest.mark.skipif(
+    file_system_of(MEMORY) != "tmpfs",
+    reason="this system has no file system in memory at its usual place",
+)
+def test_mail_does_not_rely_on_a_state_directory_in_memory(small_project: Project) -> None:
+    environ = small_project.maintd.environ
+    with tempfile.TemporaryDirectory(dir=MEMORY, prefix="maintd-") as volatile:
+        environ |= {"MAINTD_STATE_DIR": volatile, "MAINTD_STATE_DIR_VOLATILE": "refuse"}
+        checked = small_project.maintd("check", "--json")
+        assert checked.code == 1
+        assert "tmpfs" in problems(checked)["state directory"]
+        refused = small_project.maintd("up")
+        assert (refused.code, "MAINTD_STATE_DIR: " in refused.err) == (1, True)
+        with small_project.runtime() as runtime:
+            settings = runtime.settings.model_copy(
+                update={"state_dir": Path(volatile), "state_dir_volatile": "refuse"}
+            )
+            worker = Worker(replace(runtime, settings=settings), stopping=lambda: False)
+            with closing(worker), pytest.raises(Problems):
+                worker.ready_to_mail()
+        environ["MAINTD_STATE_DIR_VOLATILE"] = "allow"
+        assert verdicts(small_project.maintd("check", "--json"))["state directory"] == "ok"
 
 
 def test_a_redis_that_is_away_is_told_by_where_it_should_be(small_project: Project) -> None:

@@ -92,6 +92,7 @@ class Site:
         self.environ |= QUICK | {
             "MAINTD_ENV_FILE": "",
             "MAINTD_STATE_DIR": str(directory / "state"),
+            "MAINTD_STATE_DIR_VOLATILE": "allow",  # pytest's directories may be in memory
             "MAINTD_DATABASE_URL": ledger_url,
             "MAINTD_SOURCE_APP_URL": source_url,
             "MAINTD_SCHEDULES_DIR": str(directory / "schedules"),
