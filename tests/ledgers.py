@@ -183,6 +183,7 @@ def add_campaign(
     edition: str = "one",
     state: CampaignState = CampaignState.SENDING,
     expires_at: datetime | None = None,
+    urgent: bool = False,
     bundle: Bundle = HELLO,
     spec: Mapping[str, Any] | None = None,
 ) -> Campaign:
@@ -202,6 +203,7 @@ def add_campaign(
             "content": "c",
             "dated_at": NOW,
             "expires_at": expires_at,
+            "urgent": urgent,
             "created_at": NOW,
         }
         campaign_id = campaigns.create(connection, values)

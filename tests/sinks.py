@@ -51,5 +51,9 @@ class SinkThread:
         """Returns once so many messages were accepted; raises `TimeoutError` if that takes too long."""
         self._run(asyncio.wait_for(self.sink.wait_for(count), timeout))
 
+    def set(self, event: asyncio.Event) -> None:
+        """Lets happen what a script waits for."""
+        self._loop.call_soon_threadsafe(event.set)
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

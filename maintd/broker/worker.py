@@ -44,7 +44,7 @@ def run_worker(app: Celery, *, runtime: Runtime, wake: Wake, queues: Collection[
     warnings.simplefilter("ignore", SecurityWarning)
     # It warns of its next version whenever Redis goes away.
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
-    worker = Worker(runtime, stopping=stopping.is_set)
+    worker = Worker(runtime, stopping=stopping.is_set, queues=queues)
     register(app, worker, wake)
     if MAIL_QUEUES & set(queues):
         try:

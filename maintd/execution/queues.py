@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from sqlalchemy.engine import Connection
+
+from maintd.ledger import batches
+
 
 class Queue(StrEnum):
     """What kind of work a worker takes."""
@@ -12,10 +16,20 @@ class Queue(StrEnum):
     MAINTENANCE = "maintenance"  #: clean-up, and enrolling audiences
     RATINGS = "ratings"  #: recomputation
     PROGRAMS = "programs"  #: users' own code
-    MAIL_URGENT = "mail.urgent"  #: single notices
-    MAIL_BULK = "mail.bulk"  #: campaigns
+    MAIL_URGENT = "mail.urgent"  #: urgent campaigns, their enrolment included
+    MAIL_BULK = "mail.bulk"  #: all other campaigns
 
 
 #: Taken by processes with an event loop of their own.
 MAIL_QUEUES = frozenset({Queue.MAIL_URGENT, Queue.MAIL_BULK})
 WORK_QUEUES = frozenset(Queue) - MAIL_QUEUES
+
+
+def mail_queue(*, urgent: bool) -> Queue:
+    """The queue of the processes that send campaigns of that urgency."""
+    return Queue.MAIL_URGENT if urgent else Queue.MAIL_BULK
+
+
+def queues_with_mail(connection: Connection) -> set[Queue]:
+    """The queues of the campaigns of which something could be sent now."""
+    return {mail_queue(urgent=urgent) for urgent in (True, False) if batches.ready(connection, urgent=urgent)}

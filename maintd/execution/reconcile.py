@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from maintd.execution import mailings, pipelines
 from maintd.execution.liveness import Pulse, Watch
-from maintd.execution.queues import Queue
+from maintd.execution.queues import Queue, queues_with_mail
 from maintd.execution.runtime import Runtime
 from maintd.execution.worker import scene_of
 from maintd.ledger import batches, campaigns, jobs, runs
@@ -66,11 +66,8 @@ class Reconciler:
         mailings.conclude(ledger, now=now)
         with ledger.read() as connection:
             # A queue that only a newer version knows is for workers of that version.
-            queues = {
-                Queue(name) for name in runs.due_queues(connection, now=now) if name in frozenset(Queue)
-            }
-            if batches.has_work(connection):
-                queues.add(Queue.MAIL_BULK)
+            known = {Queue(name) for name in runs.due_queues(connection, now=now) if name in frozenset(Queue)}
+            queues = known | queues_with_mail(connection)
         return Reconciled(
             freed=freed + freed_batches,
             doubtful=doubtful,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from datetime import timedelta
 
 from maintd.clock import new_token
 from maintd.config.settings import Settings
 from maintd.errors import Unavailable
 from maintd.execution import executor, mailings
 from maintd.execution.patience import Patience
-from maintd.execution.queues import MAIL_QUEUES, Queue
+from maintd.execution.queues import MAIL_QUEUES, Queue, queues_with_mail
 from maintd.execution.runtime import Runtime
-from maintd.ledger import batches
 from maintd.ledger.engine import identity
 from maintd.mail.pump import Pump, PumpSettings
 from maintd.mail.recorder import Recorder, this_boot, this_machine
@@ -27,23 +27,35 @@ logger = logging.getLogger(__name__)
 
 #: The most messages that a connection gets in one window; a slow relay gets fewer.
 _DEPTH = 32
+#: How often a holder looks whether its campaign still sends: a pause bites within a second.
+_LOOK = timedelta(milliseconds=500)
+#: Long enough that taking turns costs nothing, short enough that a small campaign is not kept waiting.
+_TURN = timedelta(seconds=2)
 
 
 class Worker:
     """One process's capacity to work. Its event loop lives as long as the process."""
 
-    def __init__(self, runtime: Runtime, *, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        stopping: Callable[[], bool],
+        queues: Collection[Queue] = frozenset(Queue),
+    ) -> None:
         """Prepares the pump; the relay is not contacted yet.
 
         Args:
             runtime: The surroundings.
             stopping: Whether an orderly stop was asked for.
+            queues: What it is woken for. Woken for either queue of mail, it sends what belongs to any of them.
 
         Raises:
             Problems: The relay's URL is not usable.
         """
         self.runtime = runtime
         self._stopping = stopping
+        self._mail_queues = MAIL_QUEUES & set(queues)
         self._loop = asyncio.Runner()
         self._sessions = _sessions(runtime.settings)
         self._recorder: Recorder | None = None
@@ -59,11 +71,9 @@ class Worker:
         Raises:
             Unavailable: The ledger does not answer.
         """
-        if queue in MAIL_QUEUES:
-            return self._mail(queue)
-        return executor.drain(
-            queue, self.runtime, stopping=self._stopping, budget=self.runtime.settings.wake_budget
-        ).wakes
+        budget = self.runtime.settings.wake_budget
+        drained = executor.drain(queue, self.runtime, stopping=self._stopping, budget=budget)
+        return drained.wakes | self._mail() if queue in MAIL_QUEUES else drained.wakes
 
     def close(self) -> None:
         """Ends the event loop and the flight recorder."""
@@ -71,11 +81,11 @@ class Worker:
         if self._recorder is not None:
             self._recorder.close()
 
-    def _mail(self, queue: Queue) -> set[Queue]:
+    def _mail(self) -> set[Queue]:
         if self._patience.waits():
             return set()
         try:
-            ready = self._pump_once(queue)
+            ready = self._pump_once()
         except Unavailable as error:
             wait = self._patience.failed()
             logger.warning("%s; tried again in %g s or later", error, wait.total_seconds())
@@ -83,14 +93,12 @@ class Worker:
         self._patience.worked()
         return ready
 
-    def _pump_once(self, queue: Queue) -> set[Queue]:
-        clock = self.runtime.clock
-        until_s = clock.monotonic_s() + self.runtime.settings.wake_budget.total_seconds()
-        pump = self.ready_to_mail()
-        self._loop.run(pump.run(stopping=lambda: self._stopping() or clock.monotonic_s() > until_s))
-        ready = mailings.conclude(self.runtime.ledger, now=clock.now())
-        with self.runtime.ledger.read() as connection:
-            return ready | ({queue} if batches.has_work(connection) else set())
+    def _pump_once(self) -> set[Queue]:
+        runtime, pump = self.runtime, self.ready_to_mail()
+        self._loop.run(pump.run(stopping=self._stopping, budget=runtime.settings.wake_budget))
+        steps = mailings.conclude(runtime.ledger, now=runtime.clock.now())
+        with runtime.ledger.read() as connection:
+            return steps | (self._mail_queues & queues_with_mail(connection))
 
     def ready_to_mail(self) -> Pump:
         """This process's pump; before it begins, what the dead of this host left is taken over.
@@ -126,6 +134,10 @@ class Worker:
                 depth=_DEPTH,
                 lease=settings.lease,
                 heartbeat=settings.heartbeat,
+                look=_LOOK,
+                turn=_TURN,
+                urgent=Queue.MAIL_URGENT in self._mail_queues,
+                bulk=Queue.MAIL_BULK in self._mail_queues,
                 redirect=settings.mail_redirect,
             ),
             clock=self.runtime.clock,

@@ -255,14 +255,18 @@ def close_left(connection: Connection, batch: Batch) -> None:
     )
 
 
-def has_work(connection: Connection) -> bool:
-    """Whether a sending campaign has a range that could be claimed now."""
+def ready(connection: Connection, *, urgent: bool) -> list[int]:
+    """The sending campaigns of that urgency of which a range could be claimed now, the oldest first."""
     left = sa.exists().where(
         batches.c.campaign_id == campaigns.c.id, batches.c.state == BatchState.OPEN, batches.c.token.is_(None)
     )
     query = (
         sa.select(campaigns.c.id)
-        .where(campaigns.c.state == CampaignState.SENDING, sa.or_(campaigns.c.cut < campaigns.c.tail, left))
-        .limit(1)
+        .where(
+            campaigns.c.state == CampaignState.SENDING,
+            campaigns.c.urgent.is_(urgent),
+            sa.or_(campaigns.c.cut < campaigns.c.tail, left),
+        )
+        .order_by(campaigns.c.id)
     )
-    return connection.scalars(query).first() is not None
+    return list(connection.scalars(query))

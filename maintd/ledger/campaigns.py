@@ -201,6 +201,12 @@ def sending(connection: Connection) -> list[Campaign]:
     return [Campaign(**row) for row in connection.execute(query).mappings()]
 
 
+def is_sending(connection: Connection, campaign_id: int) -> bool:
+    """Whether the messages of a campaign may go out."""
+    query = sa.select(campaigns.c.state).where(campaigns.c.id == campaign_id)
+    return connection.scalars(query).one() is CampaignState.SENDING
+
+
 def ended_with_run_underway(connection: Connection) -> list[Campaign]:
     """Campaigns that have ended and whose run has not been told yet."""
     over = campaigns.c.state.in_([CampaignState.FINISHED, CampaignState.CANCELLED])

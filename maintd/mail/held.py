@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from maintd.clock import Clock
 from maintd.database import Database, first_line
-from maintd.errors import ClaimLost
+from maintd.errors import ClaimLost, Unavailable
 from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.campaigns import Campaign
@@ -69,7 +69,8 @@ class HeldBatch:
         self.known: list[Outcome] = []
         self._recorder = recorder
         self._trouble: RecorderFailed | None = None
-        self._closing = False
+        #: No further dot is permitted.
+        self.closing = False
         #: The ledger has all that is known of it, and it is no longer ours.
         self.settled = False
         #: Recipients whose dot was permitted and whose outcome is not known yet.
@@ -117,7 +118,7 @@ class HeldBatch:
 
     def permit(self, delivery: Delivery) -> bool:
         """Whether the dot of a delivery may be written: the claim holds, and the recorder has the intent."""
-        if self._closing or not self.may_send():
+        if self.closing or not self.may_send():
             return False
         if self._recorder is not None:
             try:
@@ -163,7 +164,7 @@ class HeldBatch:
 
         What went onto the wire and was cut off from its answer is doubtful, and settled as such.
         """
-        self._closing = True
+        self.closing = True
         doubts = {key: ordinal for key, ordinal in self._on_wire.items() if key in self._permitted}
         self.known.extend(cut_off(key, ordinal=ordinal) for key, ordinal in doubts.items())
         self._on_wire.clear()
@@ -197,23 +198,27 @@ class HeldBatch:
         return self._clock.monotonic_s() - self._held_at_s < self._lease_s
 
     @contextlib.asynccontextmanager
-    async def beating(self, *, every: timedelta) -> AsyncIterator[None]:
-        """Moves the batch's counter while the block runs."""
-        task = asyncio.create_task(self._beat(every.total_seconds()))
+    async def kept(self, *, heartbeat: timedelta, look: timedelta) -> AsyncIterator[None]:
+        """Moves the batch's counter, and looks whether its campaign still sends, while the block runs."""
+        tasks = [
+            asyncio.create_task(self._regularly(self._move_counter, every=heartbeat)),
+            asyncio.create_task(self._regularly(self._look, every=look)),
+        ]
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _beat(self, every_s: float) -> None:
+    async def _regularly(self, act: Callable[[], None], *, every: timedelta) -> None:
         while True:
-            await asyncio.sleep(every_s)
+            await asyncio.sleep(every.total_seconds())
             try:
-                await asyncio.to_thread(self._move_counter)
+                await asyncio.to_thread(act)
             except ClaimLost:
-                return  # the next mark finds the same, and may_send() has run out by itself
+                self.closing = True
+                return
             except Exception as error:  # noqa: BLE001 - a heartbeat that fails is one that is missing, no more
                 logger.warning("heartbeat failed: %s", first_line(error))
 
@@ -222,6 +227,12 @@ class HeldBatch:
         with self._ledger.write() as connection:
             batches.beat(connection, self.batch)
         self._held_at_s = max(self._held_at_s, started_s)
+
+    def _look(self) -> None:
+        # The next mark finds the same, but on a slow relay it may be minutes away.
+        with contextlib.suppress(Unavailable), self._ledger.read() as connection:
+            if not campaigns.is_sending(connection, self.campaign.id):
+                self.closing = True
 
     def _settle(self, connection: Connection) -> None:
         now = self._clock.now()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,6 +26,7 @@ from maintd.mail.held import HeldBatch, Pumped
 from maintd.mail.outcomes import Streak
 from maintd.mail.recorder import Recorder
 from maintd.mail.templates import Bundle, RenderFailed
+from maintd.mail.turn import Turn
 from maintd.mail.windows import Windows
 from maintd.smtp.pool import SessionPool
 
@@ -41,6 +42,10 @@ class PumpSettings:
         depth: The most messages that a connection gets in one window.
         lease: Somebody whose counter stood still that long has lost its claim.
         heartbeat: How often a counter moves at least.
+        look: How often a holder looks whether its campaign still sends.
+        turn: How long a campaign goes on while others wait.
+        urgent: Whether urgent campaigns are sent here; they come first.
+        bulk: Whether all others are.
         redirect: The address that gets everything, for staging.
     """
 
@@ -48,6 +53,10 @@ class PumpSettings:
     depth: int
     lease: timedelta
     heartbeat: timedelta
+    look: timedelta
+    turn: timedelta
+    urgent: bool
+    bulk: bool
     redirect: str | None
 
 
@@ -72,34 +81,38 @@ class Pump:
         self._recorder = recorder
         self._composers: dict[int, Composer] = {}
         self._streaks: dict[int, Streak] = {}
+        #: By urgency, the campaign whose turn was the last.
+        self._last: dict[bool, int] = {}
         #: Batches of which the ledger, away at that moment, has not got all that is known.
         self._unwritten: list[HeldBatch] = []
 
-    async def run(self, *, stopping: Callable[[], bool]) -> Pumped:
-        """Works until nothing is left to claim or it is told to stop; what was begun is always brought to its end.
+    async def run(self, *, stopping: Callable[[], bool], budget: timedelta) -> Pumped:
+        """Works until nothing is left to claim, the budget is spent or it is told to stop.
 
-        Campaigns take turns by the batch, so that none starves another.
+        Campaigns take turns, so that none starves another, and go on with them in the next working. A message that is
+        on the wire is always brought to its end.
+
+        Args:
+            stopping: Whether an orderly stop was asked for; then no further message is sent.
+            budget: How long windows may be begun.
 
         Raises:
             Unavailable: The relay or the ledger does not answer; what was claimed has been left for others.
         """
         pumped = Pumped()
+        until_s = self._clock.monotonic_s() + budget.total_seconds()
         await self._write_what_is_known()
+        await asyncio.to_thread(self._forget_what_is_over)
+        passed: set[int] = set()
         async with contextlib.aclosing(self._sessions):
-            found = True
-            while found and not stopping():
-                found = False
-                for campaign in await asyncio.to_thread(self._sending):
-                    if stopping():
-                        break
-                    if self._recorder is not None:
-                        self._recorder.roll(uid=new_token())
-                    batch = await asyncio.to_thread(self._claim, campaign)
-                    if batch is not None:
-                        found = True
-                        await self._send_batch(campaign, batch, pumped, stopping)
-                    if await asyncio.to_thread(self._finish, campaign):
-                        pumped.finished.append(campaign.id)
+            while not stopping() and self._clock.monotonic_s() < until_s:
+                campaign = await asyncio.to_thread(self._next, passed)
+                if campaign is None:
+                    break
+                if await self._take_turn(campaign, until_s, pumped, stopping):
+                    passed.clear()
+                else:
+                    passed.add(campaign.id)
         return pumped
 
     async def _write_what_is_known(self) -> None:
@@ -115,12 +128,51 @@ class Pump:
         elif self._recorder is not None:
             self._recorder.settled(held.batch.id)
 
-    def _sending(self) -> list[Campaign]:
+    def _forget_what_is_over(self) -> None:
         with self._ledger.read() as connection:
-            sending = campaigns.sending(connection)
-        self._composers = {c.id: self._composers[c.id] for c in sending if c.id in self._composers}
-        self._streaks = {c.id: self._streaks[c.id] for c in sending if c.id in self._streaks}
-        return sending
+            sending = {campaign.id for campaign in campaigns.sending(connection)}
+        self._composers = {key: self._composers[key] for key in self._composers.keys() & sending}
+        self._streaks = {key: self._streaks[key] for key in self._streaks.keys() & sending}
+
+    def _next(self, passed: Collection[int]) -> Campaign | None:
+        """Whose turn it is: the urgent before the others, and among equals one after the other, round and round.
+
+        Args:
+            passed: Campaigns of which there was nothing to claim although there seemed to be.
+        """
+        with self._ledger.read() as connection:
+            for urgent in self._urgencies():
+                ready = [one for one in batches.ready(connection, urgent=urgent) if one not in passed]
+                if ready:
+                    return campaigns.get(connection, _following(ready, self._last.get(urgent, 0)))
+        return None
+
+    def _urgencies(self) -> list[bool]:
+        taken = {True: self._settings.urgent, False: self._settings.bulk}
+        return [urgent for urgent, here in taken.items() if here]
+
+    async def _take_turn(
+        self, campaign: Campaign, until_s: float, pumped: Pumped, stopping: Callable[[], bool]
+    ) -> bool:
+        """Sends of one campaign until its turn is over; False when there was nothing to claim."""
+        self._last[campaign.urgent] = campaign.id
+        if self._recorder is not None:
+            self._recorder.roll(uid=new_token())
+        batch = await asyncio.to_thread(self._claim, campaign)
+        if batch is None:
+            return False
+        turn = Turn(
+            campaign,
+            ledger=self._ledger,
+            clock=self._clock,
+            length=self._settings.turn,
+            until_s=until_s,
+            urgent_first=self._settings.urgent,
+        )
+        await self._send_batch(campaign, batch, turn, pumped, stopping)
+        if await asyncio.to_thread(self._finish, campaign):
+            pumped.finished.append(campaign.id)
+        return True
 
     def _claim(self, campaign: Campaign) -> Batch | None:
         if not self._can_compose(campaign):
@@ -160,7 +212,7 @@ class Pump:
         return self._composers[campaign.id]
 
     async def _send_batch(
-        self, campaign: Campaign, batch: Batch, pumped: Pumped, stopping: Callable[[], bool]
+        self, campaign: Campaign, batch: Batch, turn: Turn, pumped: Pumped, stopping: Callable[[], bool]
     ) -> None:
         composer = self._composers[campaign.id]
         held = HeldBatch(
@@ -179,12 +231,14 @@ class Pump:
             clock=self._clock,
             depth=self._settings.depth,
             streak=self._streaks.setdefault(campaign.id, Streak()),
+            turn=turn,
+            stopping=stopping,
         )
         if self._recorder is not None:
             self._recorder.begin(batch.id)
         try:
-            async with held.beating(every=self._settings.heartbeat):
-                await windows.send_all(stopping)
+            async with held.kept(heartbeat=self._settings.heartbeat, look=self._settings.look):
+                await windows.send_all()
         except NotSending:
             logger.info("campaign does not send any more", extra={"campaign": campaign.name})
             await asyncio.to_thread(held.leave)
@@ -203,7 +257,13 @@ class Pump:
     def _pause(self, campaign: Campaign, reason: str) -> None:
         """Stops a campaign that cannot go on by itself, so that the others need not wait behind it."""
         logger.error("campaign %s is paused: %s", campaign.name, reason)
+        self._streaks.pop(campaign.id, None)
         with self._ledger.write() as connection:
             campaigns.move(
                 connection, campaign.id, to=CampaignState.PAUSED, now=self._clock.now(), reason=reason
             )
+
+
+def _following(ready: Sequence[int], last: int) -> int:
+    """The first behind the last one; behind the very last comes the first."""
+    return next((one for one in ready if one > last), ready[0])

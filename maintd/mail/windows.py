@@ -15,6 +15,7 @@ from maintd.mail.held import HeldBatch
 from maintd.mail.message import UnsafeHeader
 from maintd.mail.outcomes import MOST_OMINOUS, UNSENT_TRIES, Streak, outcome_of, refused_here
 from maintd.mail.templates import RenderFailed
+from maintd.mail.turn import Turn
 from maintd.smtp.pool import SessionPool
 from maintd.smtp.session import Outgoing, Result, Session, Verdict
 
@@ -37,6 +38,8 @@ class Windows:
         clock: Clock,
         depth: int,
         streak: Streak,
+        turn: Turn,
+        stopping: Callable[[], bool],
     ) -> None:
         """Prepares to send.
 
@@ -47,6 +50,8 @@ class Windows:
             clock: Measures the windows.
             depth: The most messages that a connection gets in one window.
             streak: The campaign's.
+            turn: The campaign's: when it is over, the rest of the batch is left to whoever is next.
+            stopping: Whether an orderly stop was asked for: no further dot is written then.
         """
         self._held = held
         self._clock = clock
@@ -57,14 +62,18 @@ class Windows:
         self._tries: dict[bytes, int] = {}
         self._again: list[Delivery] = []
         self._streak = streak
+        self._turn = turn
+        self._stopping = stopping
+        #: A dot was refused: the claim, the campaign or this process comes to its end.
+        self._withdrawn = False
         self._most_ominous = max(MOST_OMINOUS, 2 * sessions.connections)
         self._results: list[Result] = []
 
-    async def send_all(self, stopping: Callable[[], bool]) -> None:
-        """Sends every delivery of the batch, or leaves it in order when asked to stop."""
+    async def send_all(self) -> None:
+        """Sends every delivery of the batch, or leaves it in order at the border of a window."""
         line = deque(await asyncio.to_thread(self._held.load))
         while line:
-            if stopping():
+            if await self._ends_here():
                 await asyncio.to_thread(self._held.leave)
                 return
             await self._send_window(line)
@@ -74,6 +83,10 @@ class Windows:
                     f"the last: {self._streak.last}"
                 )
         await asyncio.to_thread(self._held.finish)
+
+    async def _ends_here(self) -> bool:
+        ended = self._withdrawn or self._held.closing or self._stopping()
+        return ended or await asyncio.to_thread(self._turn.over)
 
     async def _send_window(self, line: deque[Delivery]) -> None:
         sessions = await self._sessions.ready(len(line))
@@ -90,7 +103,7 @@ class Windows:
 
     def _check_relay(self) -> None:
         results, self._results = self._results, []
-        if len(results) > 1 and all(result.verdict is Verdict.UNSENT for result in results):
+        if len(results) > 1 and not self._withdrawn and _nothing_sent(results):
             raise Unavailable(f"the relay takes no message: {results[0].detail}")
 
     async def _send(self, sessions: Sequence[Session], messages: Sequence[tuple[Delivery, Outgoing]]) -> None:
@@ -109,6 +122,8 @@ class Windows:
                 raise error
 
     def _steer(self, *, took_s: float) -> None:
+        if _nothing_sent(self._results):
+            return  # it says nothing of how fast the relay is
         if took_s > _WINDOW_S:
             self._depth = max(1, self._depth // 2)
         elif took_s < _WINDOW_S / 4:
@@ -132,7 +147,9 @@ class Windows:
 
     def may_write_dot(self, delivery: Delivery) -> bool:
         """Asked by a session immediately before a dot."""
-        return self._held.permit(delivery)
+        permitted = not self._stopping() and self._held.permit(delivery)
+        self._withdrawn = self._withdrawn or not permitted
+        return permitted
 
     def take(self, delivery: Delivery, result: Result) -> None:
         """Told by a session what became of a message, as soon as it knows."""
@@ -146,9 +163,13 @@ class Windows:
         self._held.learn(delivery, outcome)
 
     def _too_often_unsent(self, delivery: Delivery, result: Result) -> bool:
-        tries = self._tries.get(delivery.recipient_key, 0) + int(result.tried)
+        tries = self._tries.get(delivery.recipient_key, 0) + int(result.tried and not self._withdrawn)
         self._tries[delivery.recipient_key] = tries
         return tries >= UNSENT_TRIES
+
+
+def _nothing_sent(results: Sequence[Result]) -> bool:
+    return all(result.verdict is Verdict.UNSENT for result in results)
 
 
 class _Watch:

@@ -181,20 +181,20 @@ def test_held_are_the_claimed_ones_that_are_open(ledger: Database) -> None:
 
 
 def test_there_is_work_while_a_sending_campaign_has_something_to_claim(ledger: Database) -> None:
-    def has_work() -> bool:
+    def ready() -> bool:
         with ledger.read() as connection:
-            return batches.has_work(connection)
+            assert batches.ready(connection, urgent=True) == []
+            return batches.ready(connection, urgent=False) == [campaign.id]
 
-    assert not has_work()
     campaign = add_campaign(ledger, recipients=10)
-    assert has_work()
+    assert ready()
     batch = claimed(ledger, campaign)
-    assert not has_work()
+    assert not ready()
     with ledger.write() as connection:
         batches.release(connection, batch, wire_hi=batch.lo)
-    assert has_work()
+    assert ready()
     move(ledger, campaign, CampaignState.PAUSED)
-    assert not has_work()
+    assert not ready()
 
 
 def test_every_state_of_a_batch_leaves_the_sum_of_deliveries_alone(ledger: Database) -> None:

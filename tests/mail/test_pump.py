@@ -53,6 +53,7 @@ from tests.sinks import SinkThread
 PENDING, DEFERRED, SENT = DeliveryState.PENDING, DeliveryState.DEFERRED, DeliveryState.SENT
 UNCERTAIN, REJECTED = DeliveryState.UNCERTAIN, DeliveryState.REJECTED
 LEASE = timedelta(seconds=30)
+TURN = timedelta(seconds=2)
 NOWHERE = Scene(directory=Path("/nowhere"), boot_id="", machine_id="")
 ACCEPT_AND_DROP = Action(accept=True, then=Then.DROP)
 
@@ -83,6 +84,9 @@ def pump_of(
     depth: int = 1,
     redirect: str | None = None,
     recorder: Recorder | None = None,
+    look: timedelta = timedelta(hours=1),
+    urgent: bool = True,
+    bulk: bool = True,
 ) -> Pump:
     timeouts = Timeouts(connect_s=30, command_s=30, dot_s=30)
     return Pump(
@@ -98,6 +102,10 @@ def pump_of(
             depth=depth,
             lease=LEASE,
             heartbeat=timedelta(hours=1),
+            look=look,
+            turn=TURN,
+            urgent=urgent,
+            bulk=bulk,
             redirect=redirect,
         ),
         clock=clock,
@@ -106,8 +114,10 @@ def pump_of(
     )
 
 
-def run(pump: Pump, *, stopping: Callable[[], bool] = lambda: False) -> Pumped:
-    return asyncio.run(pump.run(stopping=stopping))
+def run(
+    pump: Pump, *, stopping: Callable[[], bool] = lambda: False, budget: timedelta = timedelta(days=1)
+) -> Pumped:
+    return asyncio.run(pump.run(stopping=stopping, budget=budget))
 
 
 def put_back(ledger: Database, clock: Clock) -> int:
@@ -561,9 +571,9 @@ def test_an_orderly_stop_leaves_the_rest_to_others_without_a_doubt(
 ) -> None:
     campaign = add_campaign(ledger, recipients=20)
     stop = threading.Event()
-    with SinkThread(mailbox, script=doing(Step.RCPT, 2, stop.set)) as relay:
-        run(pump_of(ledger, relay.url, clock), stopping=stop.is_set)
-        assert tallied(ledger, campaign.id) == {SENT: 4, PENDING: 16}
+    with SinkThread(mailbox, script=doing(Step.DOT, 2, stop.set)) as relay:
+        run(pump_of(ledger, relay.url, clock, connections=1, depth=8, batch=20), stopping=stop.is_set)
+        assert tallied(ledger, campaign.id) == {SENT: 3, PENDING: 17}
         run(pump_of(ledger, relay.url, clock))
     assert checked(ledger, campaign, mailbox).exact
 
@@ -581,7 +591,7 @@ def test_what_was_on_the_wire_when_its_sender_was_interrupted_is_doubtful(
         return Action(accept=True, then=Then.HANG)
 
     async def interrupted(pump: Pump) -> None:
-        task = asyncio.create_task(pump.run(stopping=lambda: False))
+        task = asyncio.create_task(pump.run(stopping=lambda: False, budget=MINUTE))
         await asyncio.to_thread(on_the_wire.wait)
         task.cancel()
         await task
@@ -703,12 +713,16 @@ def test_a_sender_that_lives_is_not_taken_for_dead(ledger: Database, clock: Hand
     assert tallied(ledger, campaign.id) == {PENDING: 4}
 
 
-def test_a_holder_moves_its_counter_while_it_works(ledger: Database, clock: HandClock) -> None:
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_holder_moves_its_counter_while_it_works_and_while_it_awaits_the_last_answers(
+    ledger: Database, clock: HandClock, closing: bool
+) -> None:
     campaign = add_campaign(ledger, recipients=4)
     held = held_batch(ledger, campaign, clock)
+    held.closing = closing
 
     async def watch() -> None:
-        async with held.beating(every=timedelta(milliseconds=1)):
+        async with held.kept(heartbeat=timedelta(milliseconds=1), look=timedelta(hours=1)):
             while batches_of(ledger, campaign)[0].counter < held.batch.counter + 3:
                 await asyncio.sleep(0)
 
