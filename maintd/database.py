@@ -14,7 +14,7 @@ import contextlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -233,6 +233,39 @@ def parse_url(url: str, *, name: str) -> sa.URL:
         return parsed
     raise Problems([Problem(where=name, what="the URL is not one of a database that maintd knows",
                             cure="write sqlite:////path/to/file.db or postgresql://user@host/name")])  # fmt: skip
+
+
+def copy_in(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Inserts rows of the same columns with one COPY, in a fraction of an INSERT's time; PostgreSQL only.
+
+    It is part of the connection's transaction.
+
+    Raises:
+        DBAPIError: As an INSERT would.
+    """
+    dialect = connection.dialect
+    quote, schema = dialect.identifier_preparer.quote, connection.schema_for_object(table)
+    into = f"{quote(schema)}.{quote(table.name)}" if schema else quote(table.name)
+    columns = {name: table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in rows[0]}
+    statement = f"COPY {into} ({', '.join(map(quote, columns))}) FROM STDIN"
+    driver: Any = connection.connection.driver_connection
+    with _like_an_insert(connection), driver.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in rows:
+            copy.write_row([bind(row[name]) if bind else row[name] for name, bind in columns.items()])
+
+
+@contextlib.contextmanager
+def _like_an_insert(connection: Connection) -> Iterator[None]:
+    """Raises the driver's errors as SQLAlchemy raises those of what goes through it."""
+    dialect, driver_error = connection.dialect, connection.dialect.loaded_dbapi.Error
+    try:
+        yield
+    except driver_error as error:
+        error.args = tuple(_cut(part) if isinstance(part, str) else part for part in error.args)
+        lost = dialect.is_disconnect(error, connection.connection.driver_connection, None)
+        raise DBAPIError.instance(
+            "COPY", None, error, driver_error, connection_invalidated=lost, dialect=dialect
+        ) from error
 
 
 def is_away(error: DBAPIError) -> bool:

@@ -148,6 +148,7 @@ def _run_campaign(work: Work) -> Done:
         clock=runtime.clock,
         hold=hold,
         progress=lambda read: work.progress({"audience": read}),
+        pause=time.sleep,
     )
     return Done(
         state=RunState.UNDERWAY,

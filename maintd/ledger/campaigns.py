@@ -207,6 +207,12 @@ def is_sending(connection: Connection, campaign_id: int) -> bool:
     return connection.scalars(query).one() is CampaignState.SENDING
 
 
+def any_sending(connection: Connection) -> bool:
+    """Whether messages of some campaign may go out."""
+    query = sa.select(campaigns.c.id).where(campaigns.c.state == CampaignState.SENDING).limit(1)
+    return connection.scalar(query) is not None
+
+
 def ended_with_run_underway(connection: Connection) -> list[Campaign]:
     """Campaigns that have ended and whose run has not been told yet."""
     over = campaigns.c.state.in_([CampaignState.FINISHED, CampaignState.CANCELLED])

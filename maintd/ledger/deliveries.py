@@ -8,8 +8,10 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
+from maintd.database import copy_in
 from maintd.ledger.states import DELIVERY_MOVES, BatchState, CampaignState, DeliveryState, sources
 from maintd.ledger.tables import IS_OPEN, batches, campaigns, deliveries, suppressions
 
@@ -62,19 +64,28 @@ class Outcome:
 
 def enrolled_keys(connection: Connection, campaign_id: int, keys: Sequence[bytes]) -> set[bytes]:
     """Which of these recipients the campaign has already."""
-    query = sa.select(deliveries.c.recipient_key).where(
-        deliveries.c.campaign_id == campaign_id, deliveries.c.recipient_key.in_(keys)
-    )
-    return set(connection.scalars(query))
+    enrolled = deliveries.c.campaign_id == campaign_id
+    return _found(connection, deliveries.c.recipient_key, keys, enrolled)
 
 
 def suppressed_keys(connection: Connection, keys: Sequence[bytes]) -> set[bytes]:
     """Which of these recipients are on the suppression list."""
-    return set(
-        connection.scalars(
-            sa.select(suppressions.c.recipient_key).where(suppressions.c.recipient_key.in_(keys))
-        )
-    )
+    return _found(connection, suppressions.c.recipient_key, keys)
+
+
+def _found(
+    connection: Connection,
+    column: sa.Column[bytes],
+    keys: Sequence[bytes],
+    *conditions: sa.ColumnElement[bool],
+) -> set[bytes]:
+    """Which of these keys a column has, by one look into its unique index for each."""
+    if connection.dialect.name != "postgresql":
+        return set(connection.scalars(sa.select(column).where(column.in_(keys), *conditions)))
+    key = sa.func.unnest(sa.literal(keys, postgresql.ARRAY(column.type))).column_valued("key")
+    # No join and no IN: of a table that was filled just now PostgreSQL has no statistics, and would walk all of it.
+    there = sa.select(sa.true()).where(column == key, *conditions).scalar_subquery()
+    return set(connection.scalars(sa.select(key).where(there)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,28 +110,45 @@ def places(connection: Connection, campaign_ids: Sequence[int], keys: Sequence[b
 
 
 def insert(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Enrols a chunk; a recipient that the campaign has already is an integrity error."""
-    if rows:
+    """Enrols a chunk of rows with the same columns; a recipient that the campaign has is an integrity error."""
+    if not rows:
+        return
+    if connection.dialect.name == "postgresql":
+        copy_in(connection, deliveries, rows)
+    else:
         connection.execute(sa.insert(deliveries), rows)
 
 
-def wipe(connection: Connection, campaign_id: int, *, limit: int) -> int:
-    """Deletes up to `limit` deliveries of an enrolment that was cut off before anything was sent."""
-    edge = (
+def wipe(connection: Connection, campaign_id: int, *, lo: int, limit: int) -> int | None:
+    """Deletes the next deliveries of an enrolment that was cut off before anything was sent.
+
+    Args:
+        connection: Of the ledger.
+        campaign_id: The campaign, which must be enrolling.
+        lo: Where to begin: what was deleted before that is not walked through again.
+        limit: How many to delete.
+
+    Returns:
+        Where to go on; None when nothing is left, or it is no enrolment.
+    """
+    enrolling = sa.exists().where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.ENROLLING)
+    chunk = (
         sa.select(deliveries.c.ordinal)
-        .where(deliveries.c.campaign_id == campaign_id)
+        .where(deliveries.c.campaign_id == campaign_id, deliveries.c.ordinal >= lo, enrolling)
         .order_by(deliveries.c.ordinal)
         .limit(limit)
     )
-    chunk = sa.select(sa.func.max(edge.subquery().c.ordinal)).scalar_subquery()
-    gone = connection.execute(
+    last = connection.scalar(sa.select(sa.func.max(chunk.subquery().c.ordinal)))
+    if last is None:
+        return None
+    connection.execute(
         sa.delete(deliveries).where(
             deliveries.c.campaign_id == campaign_id,
-            deliveries.c.ordinal <= chunk,
-            sa.exists().where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.ENROLLING),
+            deliveries.c.ordinal.between(lo, last),
+            enrolling,
         )
     )
-    return gone.rowcount
+    return int(last) + 1
 
 
 def pending(connection: Connection, campaign_id: int, *, lo: int, hi: int) -> list[Delivery]:

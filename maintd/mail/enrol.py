@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,7 +22,12 @@ from maintd.mail.audience import Row, ask_shared, open_audience
 from maintd.mail.campaign import SQL_PREFIX, CampaignSpec, bundle_of, columns_used, content_digest
 from maintd.mail.templates import MailTemplate, compile_bundle
 
-_WIPE_CHUNK = 2000
+#: Rows in one transaction.
+_AT_ONCE = 1000
+#: The same on SQLite beside a sender, and the room left to it after them: there is one writer at a time, and whoever
+#: waits looks only every few milliseconds whether it is his turn.
+_AT_ONCE_BESIDE_A_SENDER = 300
+_ROOM_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,7 @@ def enrol(
     clock: Clock,
     hold: Callable[[Connection], None],
     progress: Callable[[int], None],
+    pause: Callable[[float], None],
 ) -> Enrolled:
     """Enrols an edition, or finds that it was enrolled before.
 
@@ -78,60 +85,68 @@ def enrol(
         clock: Gives the edition its Date.
         hold: Called in every transaction; raises when the caller's claim on the run is lost or it has to stop.
         progress: Called with the number of audience rows read so far.
+        pause: Waits so many seconds; called between transactions on SQLite while some campaign sends.
 
     Raises:
         CapReached: A `stop_at` cap; nothing will be sent until it is changed.
         JobFailed: Bad SQL, missing columns, or an unfinished edition of that name with other content.
     """
+    turns = _Turns(ledger=ledger, hold=hold, pause=pause)
     with ledger.read() as connection:
         found = campaigns.find(connection, job=edition.job, edition=edition.name)
     if found is not None and found.state is not CampaignState.ENROLLING:
-        return Enrolled(campaign=_resume(edition, found, ledger=ledger, hold=hold), resumed=True)
+        return Enrolled(campaign=_resume(edition, found, turns), resumed=True)
     template = compile_bundle(bundle_of(edition.spec, edition.files))
-    campaign_id = _open(edition, found, ledger=ledger, source=source, clock=clock, hold=hold)
-    _stream(
-        edition,
-        campaign_id,
-        template,
-        ledger=ledger,
-        source=source,
-        clock=clock,
-        hold=hold,
-        progress=progress,
-    )
-    with ledger.write() as connection:
-        hold(connection)
+    campaign_id = _open(edition, found, turns, source=source, now=clock.now())
+    _stream(edition, campaign_id, template, turns, source=source, clock=clock, progress=progress)
+    with turns.take() as connection:
         _check_growth(connection, edition, campaign_id)
         campaigns.move(connection, campaign_id, to=CampaignState.SENDING, now=clock.now())
         return Enrolled(campaign=campaigns.get(connection, campaign_id), resumed=False)
 
 
-def _resume(
-    edition: Edition, found: Campaign, *, ledger: Database, hold: Callable[[Connection], None]
-) -> Campaign:
+@dataclass(frozen=True, kw_only=True)
+class _Turns:
+    """The transactions of an enrolment: each while the run is held, and with room for others between them."""
+
+    ledger: Database
+    hold: Callable[[Connection], None]
+    pause: Callable[[float], None]
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[Connection]:
+        """One transaction."""
+        with self.ledger.write() as connection:
+            self.hold(connection)
+            yield connection
+
+    def give_way(self) -> int:
+        """Lets a sender write if there is one; returns how many rows may be written then."""
+        if self.ledger.dialect == "postgresql" or not self._beside_a_sender():
+            return _AT_ONCE
+        self.pause(_ROOM_S)
+        return _AT_ONCE_BESIDE_A_SENDER
+
+    def _beside_a_sender(self) -> bool:
+        with self.ledger.read() as connection:
+            return campaigns.any_sending(connection)
+
+
+def _resume(edition: Edition, found: Campaign, turns: _Turns) -> Campaign:
     over = found.state in (CampaignState.FINISHED, CampaignState.CANCELLED)
     if not over and found.content != content_digest(edition.spec, edition.files):
         raise JobFailed(
             f"edition {found.name} is under way with other content than the job has now; it goes on unchanged, and "
             "what was changed comes with the next edition (or at once, with --new-edition)"
         )
-    with ledger.write() as connection:
-        hold(connection)
+    with turns.take() as connection:
         campaigns.adopt(connection, found.id, run_id=edition.run_id)
         return campaigns.get(connection, found.id)
 
 
-def _open(
-    edition: Edition,
-    found: Campaign | None,
-    *,
-    ledger: Database,
-    source: Database,
-    clock: Clock,
-    hold: Callable[[Connection], None],
-) -> int:
+def _open(edition: Edition, found: Campaign | None, turns: _Turns, *, source: Database, now: datetime) -> int:
     """Writes the campaign's row with its frozen content; wipes what an enrolment before this one left."""
-    spec, now = edition.spec, clock.now()
+    spec = edition.spec
     bundle = bundle_of(spec, edition.files)
     values: dict[str, Any] = {
         "run_id": edition.run_id,
@@ -142,10 +157,9 @@ def _open(
         "dated_at": now,
         "expires_at": now + spec.expires if spec.expires else None,
     }
-    while found is not None and _wipe(found.id, ledger=ledger, hold=hold):
-        pass
-    with ledger.write() as connection:
-        hold(connection)
+    if found is not None:
+        _wipe(found.id, turns)
+    with turns.take() as connection:
         campaigns.store_template(
             connection, digest=bundle.digest, name=bundle.name, files=bundle.files, now=now
         )
@@ -156,36 +170,49 @@ def _open(
         return campaigns.create(connection, values)
 
 
-def _wipe(campaign_id: int, *, ledger: Database, hold: Callable[[Connection], None]) -> bool:
-    with ledger.write() as connection:
-        hold(connection)
-        return deliveries.wipe(connection, campaign_id, limit=_WIPE_CHUNK) > 0
+def _wipe(campaign_id: int, turns: _Turns) -> None:
+    lo: int | None = 0
+    while lo is not None:
+        limit = turns.give_way()
+        with turns.take() as connection:
+            lo = deliveries.wipe(connection, campaign_id, lo=lo, limit=limit)
 
 
 def _stream(
     edition: Edition,
     campaign_id: int,
     template: MailTemplate,
+    turns: _Turns,
     *,
-    ledger: Database,
     source: Database,
     clock: Clock,
-    hold: Callable[[Connection], None],
     progress: Callable[[int], None],
 ) -> None:
-    with ledger.read() as connection:
-        writer = _Writer(edition.spec, template, campaign_id, key=identity(connection).recipient_key)
+    with turns.ledger.read() as connection:
+        key = identity(connection).recipient_key
+    writer = _Writer(edition.spec, template, campaign_id, key=key)
     sql = edition.spec.audience.sql
     with open_audience(source, edition.files[SQL_PREFIX + sql], key=f"audience.sql ({sql})") as (
         columns,
         chunks,
     ):
         check_columns(edition.spec, template, columns)
-        for rows in chunks:
-            with ledger.write() as connection:
-                hold(connection)
-                writer.write(connection, rows, now=clock.now())
+        for rows in _in_turn(chunks, turns):
+            now = clock.now()
+            # Before the transaction, which keeps other writers out on SQLite.
+            fresh = writer.prepare(rows, now=now)
+            with turns.take() as connection:
+                writer.write(connection, fresh, read=len(rows), now=now)
             progress(writer.read)
+
+
+def _in_turn(chunks: Iterable[list[Row]], turns: _Turns) -> Iterator[list[Row]]:
+    for rows in chunks:
+        left = rows
+        while left:
+            size = turns.give_way()
+            yield left[:size]
+            left = left[size:]
 
 
 class _Writer:
@@ -199,27 +226,33 @@ class _Writer:
         self._tail = 0
         self.read = 0
 
-    def write(self, connection: Connection, rows: list[Row], *, now: datetime) -> None:
-        """Enrols a chunk: once each address, suppressed and invalid ones settled at once."""
+    def prepare(self, rows: list[Row], *, now: datetime) -> dict[bytes, dict[str, Any]]:
+        """The deliveries of a chunk by recipient, each address once, invalid ones settled."""
         fresh: dict[bytes, dict[str, Any]] = {}
         for delivery in self._deliveries(rows, now=now):
             fresh.setdefault(delivery["recipient_key"], delivery)
+        return fresh
+
+    def write(
+        self, connection: Connection, fresh: dict[bytes, dict[str, Any]], *, read: int, now: datetime
+    ) -> None:
+        """Enrols whoever of a chunk is not enrolled yet, suppressed ones settled; `read` rows became that chunk."""
         for key in deliveries.enrolled_keys(connection, self._campaign_id, list(fresh)):
             del fresh[key]
         for key in deliveries.suppressed_keys(connection, list(fresh)):
             if fresh[key]["state"] is DeliveryState.PENDING:
                 fresh[key] |= {"state": DeliveryState.SUPPRESSED, "settled_at": now}
-        for place, delivery in enumerate(fresh.values()):
-            delivery["ordinal"] = self._tail + place
+        for ordinal, delivery in enumerate(fresh.values(), start=self._tail):
+            delivery["ordinal"] = ordinal
         deliveries.insert(connection, list(fresh.values()))
-        self.read += len(rows)
+        self.read += read
         self._tail += len(fresh)
         self._check_cap()
         campaigns.count_enrolled(
             connection,
             self._campaign_id,
-            audience=len(rows),
-            duplicates=len(rows) - len(fresh),
+            audience=read,
+            duplicates=read - len(fresh),
             tail=self._tail,
         )
 

@@ -45,7 +45,8 @@ def source(ledger: Database, ledger_url: str, tmp_path: Path) -> Iterator[Databa
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audience, "CHUNK", 10)
-    monkeypatch.setattr(enrol, "_WIPE_CHUNK", 7)
+    monkeypatch.setattr(enrol, "_AT_ONCE", 10)
+    monkeypatch.setattr(enrol, "_AT_ONCE_BESIDE_A_SENDER", 10)
 
 
 def rows_sql(rows: Iterable[tuple[object, ...]], *, columns: str = "id, email, name") -> str:
@@ -104,8 +105,11 @@ def enrolled(
     *,
     hold: Callable[[Connection], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
+    pause: Callable[[float], None] = lambda _: None,
 ) -> Enrolled:
-    return enrol.enrol(edition, ledger=ledger, source=source, clock=clock, hold=hold, progress=progress)
+    return enrol.enrol(
+        edition, ledger=ledger, source=source, clock=clock, hold=hold, progress=progress, pause=pause
+    )
 
 
 def line(ledger: Database, campaign: Campaign) -> list[Delivery]:
@@ -153,6 +157,37 @@ def test_an_audience_becomes_one_pending_delivery_a_person_in_its_order(
     ]
     assert tallied(ledger, campaign.id) == {PENDING: 25}
     assert read == [10, 20, 25]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_beside_a_sender_small_transactions_leave_it_room(
+    ledger: Database,
+    source: Database,
+    clock: HandClock,
+    small_chunks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(enrol, "_AT_ONCE_BESIDE_A_SENDER", 4)
+    sql, read, pauses = rows_sql(people(25)), list[int](), list[float]()
+    enrolled(edition_of(ledger, sql), ledger, source, clock, progress=read.append, pause=pauses.append)
+    assert (read, pauses) == ([10, 20, 25], [])
+    read.clear()
+    beside = edition_of(ledger, sql, name="two")
+    enrolled(beside, ledger, source, clock, progress=read.append, pause=pauses.append)
+    assert read == [4, 8, 10, 14, 18, 20, 24, 25]
+    assert pauses == [enrol._ROOM_S] * 8
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_where_writers_do_not_wait_for_each_other_nobody_is_given_room(
+    ledger: Database, source: Database, clock: HandClock, small_chunks: None
+) -> None:
+    pauses: list[float] = []
+    for name in ("one", "two"):
+        enrolled(
+            edition_of(ledger, rows_sql(people(25)), name=name), ledger, source, clock, pause=pauses.append
+        )
+    assert pauses == []
 
 
 def test_an_address_is_mailed_once_however_it_is_written_and_however_far_apart(
@@ -482,7 +517,7 @@ def test_a_wipe_that_was_cut_off_is_gone_on_with(
         enrolled(edition_of(ledger, sql), ledger, source, clock, hold=Lost(2, Interrupted("stopped")))
     begun = found(ledger)
     assert begun is not None
-    assert len(line(ledger, begun)) == 25 - 2 * 7
+    assert len(line(ledger, begun)) == 25 - 2 * 10
     campaign = enrolled(edition_of(ledger, sql), ledger, source, clock).campaign
     assert tallied(ledger, campaign.id) == {PENDING: 25}
 
