@@ -27,6 +27,7 @@ from maintd.samples import SCHEDULES, sample_directory
 from maintd.scheduling.calendar import When
 from maintd.scheduling.job import JobHeader, Retry
 from maintd.spec import Duration, Spec, ZonedInstant
+from maintd.units import Rate
 
 DOCS = Path(__file__).parent
 
@@ -41,6 +42,7 @@ file, job, key and cure.
 
 A duration is a text with its unit: `"90 s"`, `"15 min"`, `"36 h"`, `"30 days"`, `"2 weeks"`. Months and years are
 refused, because they have no fixed length. An instant is written in ISO 8601 with its offset: `"2026-01-01T06:00:00Z"`.
+A rate is so many in any stretch of time: `"14/s"`, `"600/min"`, `"10000/h"`, `"50000/day"`.
 
 `maintd check` says whether the files are right. `maintd plan` says what differs from what is in force, and
 `maintd apply` puts it in force. `maintd schema` prints a JSON Schema with which editors complete and explain the keys.
@@ -145,6 +147,7 @@ _TYPES: Mapping[Any, str] = {
     float: "number",
     bool: "`true` or `false`",
     timedelta: "duration",
+    Rate: "rate",
     datetime: "instant",
 }
 _BOUNDS: tuple[tuple[type, Callable[[Any], str]], ...] = (

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 
-from maintd.units import format_duration, parse_duration
+from maintd.units import Rate, format_duration, parse_duration, parse_rate
 
 
 class Spec(BaseModel):
@@ -31,6 +31,14 @@ def _exact_duration(value: timedelta) -> str:
     total_ms = round(value.total_seconds() * 1000)
     text = format_duration(value)
     return text if parse_duration(text) == value else f"{total_ms} ms"
+
+
+def _rate(value: Any) -> Rate:
+    if isinstance(value, Rate):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('a rate is a text such as "14/s"')
+    return parse_rate(value)
 
 
 def _instant(value: Any) -> datetime:
@@ -57,6 +65,14 @@ Duration = Annotated[
     WithJsonSchema({"type": "string", "examples": ["90 s", "15 min", "36 h", "30 days"]}),
 ]
 """A length of time, written with its unit."""
+
+RateLimit = Annotated[
+    Rate,
+    BeforeValidator(_rate),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "examples": ["14/s", "600/min", "10000/h", "50000/day"]}),
+]
+"""At most so many in any stretch of time of that length."""
 
 ZonedInstant = Annotated[
     datetime,

@@ -1,8 +1,9 @@
-"""Durations as people write them: "90 s", "1 h 30 min", "30 days"."""
+"""Durations and rates as people write them: "90 s", "1 h 30 min", "30 days"; "14/s", "50000/day"."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import timedelta
 
 _DURATION_UNITS = {
@@ -15,6 +16,8 @@ _DURATION_UNITS = {
 }  # fmt: skip
 _PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)")
 _LONGEST = timedelta(days=36_500)
+
+_RATE = re.compile(r"(\d{1,9})\s*/\s*(s|min|h|day)")
 
 
 def _parts(text: str) -> list[tuple[float, str]]:
@@ -56,3 +59,50 @@ def format_duration(duration: timedelta) -> str:
         if count:
             words.append(f"{count} {'day' if unit == 'days' and count == 1 else unit}")
     return " ".join(words[:2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """At most so many in any stretch of time of that length; `str()` is what `parse_rate` reads.
+
+    Attributes:
+        count: At least 1.
+        per: One second, minute, hour or day.
+    """
+
+    count: int
+    per: timedelta
+
+    @property
+    def unit(self) -> str:
+        """The stretch of time in its shortest form: "s", "min", "h" or "day"."""
+        return _RATE_UNITS[self.per]
+
+    def __str__(self) -> str:
+        return f"{self.count}/{self.unit}"
+
+
+_RATE_UNITS = {
+    timedelta(seconds=1): "s",
+    timedelta(minutes=1): "min",
+    timedelta(hours=1): "h",
+    timedelta(days=1): "day",
+}
+_RATE_LENGTHS = {unit: per for per, unit in _RATE_UNITS.items()}
+
+
+def parse_rate(text: str) -> Rate:
+    """Reads "14/s", "600/min", "10000/h" or "50000/day".
+
+    Raises:
+        ValueError: Not of that form, or a rate of 0.
+    """
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f'"{text}" is not a rate; write it like "14/s", "600/min", "10000/h" or "50000/day"')
+    count = int(match[1])
+    if count == 0:
+        raise ValueError(
+            f'"{text}" would let nothing through; leave it out for no limit, or pause what should wait'
+        )
+    return Rate(count=count, per=_RATE_LENGTHS[match[2]])

@@ -122,8 +122,9 @@ def _one_each(level: Iterable[_Mention], *, names: Names, problems: list[Problem
 
 
 def _setting_of(variable: str, *, names: Names) -> str | None:
+    # The stem first: a name may end in anything, and MAINTD_LANE_GMAIL_FILE is the file of MAINTD_LANE_GMAIL.
     stem = variable.removesuffix("_FILE")
-    return next((name for name in (variable, stem) if name in names), None)
+    return next((name for name in (stem, variable) if name in names), None)
 
 
 def _read(mention: _Mention, *, setting: str) -> Given:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from maintd.config.given import PREFIX, Given, Names, gather
-from maintd.config.settings import SOURCES, Settings, variable_of
+from maintd.config.settings import FAMILIES, Settings, variable_of
 from maintd.errors import Problem, Problems
 
 _NAMES = Names([variable_of(field) for field in Settings.model_fields])
@@ -69,11 +69,15 @@ def _validated(given: Mapping[str, Given]) -> tuple[Settings | None, list[Proble
 def _fields(given: Mapping[str, Given]) -> dict[str, object]:
     variables = {field: variable_of(field) for field in Settings.model_fields}
     fields = {field: given[variable].text for field, variable in variables.items() if variable in given}
-    source = re.compile(variable_of(SOURCES, "(.+)"))
-    urls = {
-        match[1].lower(): found.text for name, found in given.items() if (match := source.fullmatch(name))
+    return fields | {field: _members(field, given) for field in FAMILIES}
+
+
+def _members(field: str, given: Mapping[str, Given]) -> dict[str, str]:
+    """The texts of every variable that one of the `FAMILIES` stands for, by the name in it."""
+    variable = re.compile(variable_of(field, "(.+)"))
+    return {
+        match[1].lower(): found.text for name, found in given.items() if (match := variable.fullmatch(name))
     }
-    return fields | {SOURCES: urls}
 
 
 def _problem(detail: ErrorDetails, given: Mapping[str, Given]) -> Problem:
@@ -84,7 +88,8 @@ def _problem(detail: ErrorDetails, given: Mapping[str, Given]) -> Problem:
         what = "must be a whole number"
     if detail["type"] == "missing":
         what = "neither it nor STATE_DIRECTORY, XDG_STATE_HOME or HOME is set; give a path"
-    return Problem(where=f"{variable} ({place})", what=what)
+    # What is wrong with several together has no one place.
+    return Problem(where=variable if "<" in variable else f"{variable} ({place})", what=what)
 
 
 def _default_state_dir(environ: Mapping[str, str]) -> Given | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maintd.config.given import ENV_FILE
-from maintd.config.settings import LOCAL_RELAY, SOURCES, Settings, variable_of
+from maintd.config.settings import FAMILIES, LOCAL_RELAY, Settings, variable_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ _DEFAULT_TEXTS = {
     "smtp_hello": "the name of the host",
     "schedules_dir": "./schedules",
     "templates_dir": "./templates",
-    SOURCES: "none",
+    **dict.fromkeys(FAMILIES, "none"),
 }
 _ENV_FILE_DOC = SettingDoc(
     name=ENV_FILE,
@@ -69,7 +69,11 @@ def _type_text(schema: dict[str, Any]) -> str:
             return "URL"
         case {"format": "path"}:
             return "path"
+        case {"examples": ["14/s", *_]}:
+            return "rate"
         case {"examples": _}:
             return "duration"
+        case {"title": "rate and domains"}:
+            return "rate and domains"
         case _:
             return "text"

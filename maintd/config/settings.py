@@ -23,13 +23,14 @@ from pydantic import (
 )
 
 from maintd.config.given import ENV_FILE, PREFIX
+from maintd.config.lanes import Lanes
 from maintd.config.secret_url import DatabaseUrl, RedisUrl, RelayUrl, shown_url
 from maintd.log import LogFormat
-from maintd.spec import Duration
+from maintd.spec import Duration, RateLimit
 from maintd.units import format_duration
 
-SOURCES = "source_urls"
-"""The one field that stands for any number of variables."""
+FAMILIES = {"source_urls": "SOURCE_<NAME>_URL", "lanes": "LANE_<NAME>"}
+"""The fields that stand for any number of variables, each with the form of its variables after `MAINTD_`."""
 
 LOCAL_RELAY = "smtp://127.0.0.1:25"
 _ADDRESS = re.compile(r"[^@\s<>,;\"]+@[^@\s<>,;\"]+")
@@ -120,6 +121,14 @@ class Settings(BaseModel):
 
     smtp_dot_timeout: Duration = timedelta(minutes=10)
     """How long the relay may take to answer a whole message (RFC 5321 §4.5.3.2.6)."""
+
+    smtp_limit: RateLimit | None = None
+    """At most so many messages go out, all processes and hosts together: `14/s`, `600/min`, `10000/h`, `50000/day`. A
+    tenth is kept for urgent mail."""
+
+    lanes: Lanes = {}
+    """A limit for the mail to some domains together: `MAINTD_LANE_GMAIL=20/s gmail.com googlemail.com`. They have a
+    line of their own, so that nobody else waits behind them."""
 
     mail_from: Annotated[str, AfterValidator(_sender)] | None = None
     """The sender of jobs that name none: `Acme <news@acme.example>`."""
@@ -230,17 +239,18 @@ class Settings(BaseModel):
 
     def _values(self) -> Iterator[tuple[str, str | SecretStr | None]]:
         """Every setting by its variable, as people write it, the secrets still wrapped."""
-        for field, text in self.model_dump(mode="json", exclude={SOURCES}).items():
+        for field, text in self.model_dump(mode="json", exclude=set(FAMILIES)).items():
             value = getattr(self, field)
             keep = value is None or isinstance(value, SecretStr)
             yield variable_of(field), value if keep else str(text)
-        for name, url in sorted(self.source_urls.items()):
-            yield variable_of(SOURCES, name), url
+        for field in FAMILIES:
+            for name, value in sorted(getattr(self, field).items()):
+                yield variable_of(field, name), value if isinstance(value, SecretStr) else str(value)
 
 
-def variable_of(field: str, source: str = "<NAME>") -> str:
-    """The variable of a field of `Settings`; that of `SOURCES` has the name of a source in it."""
-    return f"{PREFIX}SOURCE_{source.upper()}_URL" if field == SOURCES else PREFIX + field.upper()
+def variable_of(field: str, name: str = "<NAME>") -> str:
+    """The variable of a field of `Settings`; that of one of the `FAMILIES` has a name in it."""
+    return PREFIX + FAMILIES.get(field, field.upper()).replace("<NAME>", name.upper())
 
 
 def _too_short(value: timedelta, relation: str) -> ValueError:
