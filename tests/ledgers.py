@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from maintd.database import Database
-from maintd.ledger import batches, campaigns, deliveries, runs
+from maintd.ledger import batches, campaigns, deliveries, lines, runs
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import SCHEMA, migrate, open_ledger
+from maintd.ledger.lines import OTHERS, Stretch
 from maintd.ledger.runs import Claim, NewRun, Run
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.ledger.tables import jobs, meta, metadata, timeline
@@ -186,8 +187,12 @@ def add_campaign(
     urgent: bool = False,
     bundle: Bundle = HELLO,
     spec: Mapping[str, Any] | None = None,
+    lanes: int = 1,
 ) -> Campaign:
-    """A campaign with so many pending deliveries, to `p0@example.org`, `p1@example.org`, …"""
+    """A campaign with so many pending deliveries, to `p0@example.org`, `p1@example.org`, …
+
+    They are dealt out to so many lanes, "*", "lane1", …, one after the other.
+    """
     with ledger.write() as connection:
         campaigns.store_template(
             connection, digest=bundle.digest, name=bundle.name, files=bundle.files, now=NOW
@@ -207,9 +212,12 @@ def add_campaign(
             "created_at": NOW,
         }
         campaign_id = campaigns.create(connection, values)
-        rows = [_delivery(campaign_id, number) for number in range(recipients)]
+        rows = [_delivery(campaign_id, number) | {"lane": number % lanes} for number in range(recipients)]
         deliveries.insert(connection, rows)
         campaigns.count_enrolled(connection, campaign_id, audience=recipients, duplicates=0, tail=recipients)
+        for lane in range(1, lanes):
+            lines.begin(connection, campaign_id, lane=lane, name=f"lane{lane}")
+        lines.extend(connection, campaign_id, {row["lane"]: row["ordinal"] + 1 for row in rows})
         if state is not CampaignState.ENROLLING:
             campaigns.move(connection, campaign_id, to=CampaignState.SENDING, now=NOW)
         if state not in (CampaignState.ENROLLING, CampaignState.SENDING):
@@ -229,12 +237,23 @@ def _delivery(campaign_id: int, number: int) -> dict[str, Any]:
     }
 
 
+def stretch_of(campaign: Campaign, *, lo: int = 0, hi: int = 1_000_000, lane: int = OTHERS) -> Stretch:
+    """Some of the deliveries of a campaign's lane; without bounds all of them."""
+    return Stretch(campaign_id=campaign.id, lane=lane, lo=lo, hi=hi)
+
+
 def claim_batch(
-    ledger: Database, campaign: Campaign, *, size: int = 10, token: str = "mine"
+    ledger: Database, campaign: Campaign, *, size: int = 10, token: str = "mine", lane: int = OTHERS
 ) -> batches.Batch | None:
-    """Claims the next batch of a campaign."""
+    """Claims the next batch of a campaign's lane."""
     with ledger.write() as connection:
-        return batches.claim(connection, campaign.id, size=size, token=token, owner="host:1")
+        return batches.claim(connection, campaign.id, lane=lane, size=size, token=token, owner="host:1")
+
+
+def cuts(ledger: Database, campaign: Campaign) -> list[int]:
+    """How far each line of a campaign is cut."""
+    with ledger.read() as connection:
+        return [line.cut for line in lines.of_campaign(connection, campaign.id)]
 
 
 def campaign_of(ledger: Database, campaign_id: int) -> Campaign:

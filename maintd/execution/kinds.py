@@ -159,8 +159,15 @@ def _run_campaign(work: Work) -> Done:
 
 def _edition(work: Work, spec: CampaignSpec) -> Edition:
     name = work.run.options.get("edition") or _named_edition(work, spec)
+    lanes = work.runtime.settings.lanes
     return Edition(
-        job=work.run.job, name=name, run_id=work.run.id, spec=spec, files=work.files, uid=new_token()
+        job=work.run.job,
+        name=name,
+        run_id=work.run.id,
+        spec=spec,
+        files=work.files,
+        uid=new_token(),
+        lanes={domain: lane for lane, limit in lanes.items() for domain in limit.domains},
     )
 
 

@@ -1,20 +1,22 @@
-"""Batches: a claimed range of a campaign's ordinals is one row, however many deliveries it spans."""
+"""Batches: a claimed range of ordinals of one lane of a campaign is one row, however many deliveries it spans."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from maintd.errors import ClaimLost
+from maintd.ledger.lines import OTHERS, Stretch
 from maintd.ledger.states import BatchState, CampaignState
-from maintd.ledger.tables import batches, campaigns
+from maintd.ledger.tables import HAS_LANE, batches, campaigns, deliveries, lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A range of ordinals and who holds it.
+    """A range of ordinals and who holds it. It speaks of the deliveries of its lane only.
 
     Attributes:
         lane: Of the campaign's lines, the one it is cut from.
@@ -38,6 +40,16 @@ class Batch:
     owner: str | None
     recorder: str | None
 
+    @property
+    def stretch(self) -> Stretch:
+        """All of its deliveries."""
+        return Stretch(campaign_id=self.campaign_id, lane=self.lane, lo=self.lo, hi=self.hi)
+
+    @property
+    def marked(self) -> Stretch:
+        """Those below its mark."""
+        return Stretch(campaign_id=self.campaign_id, lane=self.lane, lo=self.lo, hi=self.wire_hi)
+
 
 class NotSending(ClaimLost):
     """The campaign was paused, cancelled or finished: no further window may go to the wire."""
@@ -47,26 +59,31 @@ def claim(
     connection: Connection,
     campaign_id: int,
     *,
+    lane: int = OTHERS,
     size: int,
     token: str,
     owner: str,
     recorder: str | None = None,
 ) -> Batch | None:
-    """Takes a range that its holder left, else cuts the next one from the line.
+    """Takes a range of a lane that its holder left, else cuts the next one from the line.
 
     Returns:
         None when there is nothing to take.
     """
-    return _claim_left(connection, campaign_id, token=token, owner=owner, recorder=recorder) or _cut(
-        connection, campaign_id, size=size, token=token, owner=owner, recorder=recorder
+    holder = {"token": token, "owner": owner, "recorder": recorder}
+    return _claim_left(connection, campaign_id, lane, holder) or _cut(
+        connection, campaign_id, lane, holder, size=size
     )
 
 
 def _claim_left(
-    connection: Connection, campaign_id: int, *, token: str, owner: str, recorder: str | None
+    connection: Connection, campaign_id: int, lane: int, holder: Mapping[str, str | None]
 ) -> Batch | None:
     left = sa.and_(
-        batches.c.campaign_id == campaign_id, batches.c.state == BatchState.OPEN, batches.c.token.is_(None)
+        batches.c.campaign_id == campaign_id,
+        batches.c.lane == lane,
+        batches.c.state == BatchState.OPEN,
+        batches.c.token.is_(None),
     )
     candidate = connection.scalars(
         # Those that others are about to take are passed over, so that a loser looks no further in vain.
@@ -77,47 +94,59 @@ def _claim_left(
     taken = connection.execute(
         sa.update(batches)
         .where(batches.c.id == candidate, left)
-        .values(token=token, owner=owner, recorder=recorder, counter=batches.c.counter + 1)
+        .values(**holder, counter=batches.c.counter + 1)
     )
     return get(connection, candidate) if taken.rowcount == 1 else None
 
 
 def _cut(
-    connection: Connection, campaign_id: int, *, size: int, token: str, owner: str, recorder: str | None
+    connection: Connection, campaign_id: int, lane: int, holder: Mapping[str, str | None], *, size: int
 ) -> Batch | None:
+    one_line = sa.and_(lines.c.campaign_id == campaign_id, lines.c.lane == lane)
+    sends = sa.exists().where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.SENDING)
     line = connection.execute(
         # Locked, so that whoever cuts at the same time cuts the next range and does not go home with none.
-        sa.select(campaigns.c.cut, campaigns.c.tail)
-        .where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.SENDING)
-        .with_for_update()
+        sa.select(lines.c.cut, lines.c.tail).where(one_line, sends).with_for_update()
     ).first()
     if line is None or line.cut >= line.tail:
         return None
-    hi = min(line.cut + size, line.tail)
+    rest = Stretch(campaign_id=campaign_id, lane=lane, lo=line.cut, hi=line.tail)
+    hi = _end_of_next(connection, rest, size=size)
     moved = connection.execute(
-        sa.update(campaigns)
-        .where(
-            campaigns.c.id == campaign_id,
-            campaigns.c.cut == line.cut,
-            campaigns.c.state == CampaignState.SENDING,
-        )
-        .values(cut=hi)
+        sa.update(lines).where(one_line, lines.c.cut == line.cut, sends).values(cut=hi)
     )
     if moved.rowcount != 1:
         return None
     values = {
         "campaign_id": campaign_id,
+        "lane": lane,
         "lo": line.cut,
         "hi": hi,
         "wire_hi": line.cut,
         "state": BatchState.OPEN,
-        "token": token,
-        "owner": owner,
-        "recorder": recorder,
+        **holder,
     }
     return get(
         connection, connection.scalars(sa.insert(batches).values(values).returning(batches.c.id)).one()
     )
+
+
+def _end_of_next(connection: Connection, rest: Stretch, *, size: int) -> int:
+    """Where the next range ends. What a lane of its own has may stand far apart, and is counted one by one."""
+    if rest.lane == OTHERS:
+        return min(rest.lo + size, rest.hi)
+    ordinals = connection.scalars(
+        sa.select(deliveries.c.ordinal)
+        .where(
+            deliveries.c.campaign_id == rest.campaign_id,
+            deliveries.c.lane == rest.lane,
+            HAS_LANE,
+            deliveries.c.ordinal >= rest.lo,
+        )
+        .order_by(deliveries.c.ordinal)
+        .limit(size)
+    ).all()
+    return ordinals[-1] + 1 if len(ordinals) == size else rest.hi
 
 
 def find(connection: Connection, batch_id: int) -> Batch | None:
@@ -255,18 +284,45 @@ def close_left(connection: Connection, batch: Batch) -> None:
     )
 
 
-def ready(connection: Connection, *, urgent: bool) -> list[int]:
-    """The sending campaigns of that urgency of which a range could be claimed now, the oldest first."""
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A line of which a range could be claimed now.
+
+    Attributes:
+        lane: Of the campaign's lines, which it is.
+        name: Of the lane.
+        limit: The campaign's own, as its job file writes it.
+    """
+
+    campaign_id: int
+    lane: int
+    name: str
+    limit: str | None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Campaign and lane: what tells lines apart, and orders them."""
+        return self.campaign_id, self.lane
+
+
+def ready(connection: Connection, *, urgent: bool) -> list[Ready]:
+    """The lines of sending campaigns of that urgency of which a range could be claimed now, the oldest first."""
     left = sa.exists().where(
-        batches.c.campaign_id == campaigns.c.id, batches.c.state == BatchState.OPEN, batches.c.token.is_(None)
+        batches.c.campaign_id == lines.c.campaign_id,
+        batches.c.lane == lines.c.lane,
+        batches.c.state == BatchState.OPEN,
+        batches.c.token.is_(None),
     )
     query = (
-        sa.select(campaigns.c.id)
+        sa.select(
+            lines.c.campaign_id, lines.c.lane, lines.c.name, campaigns.c.spec["limit"].as_string().label("limit")
+        )
+        .join(campaigns, campaigns.c.id == lines.c.campaign_id)
         .where(
             campaigns.c.state == CampaignState.SENDING,
             campaigns.c.urgent.is_(urgent),
-            sa.or_(campaigns.c.cut < campaigns.c.tail, left),
+            sa.or_(lines.c.cut < lines.c.tail, left),
         )
-        .order_by(campaigns.c.id)
+        .order_by(lines.c.campaign_id, lines.c.lane)
     )
-    return list(connection.scalars(query))
+    return [Ready(**row) for row in connection.execute(query).mappings()]

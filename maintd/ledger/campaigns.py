@@ -13,8 +13,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from maintd.errors import JobFailed, UsageError, did_you_mean
+from maintd.ledger import lines
 from maintd.ledger.states import CAMPAIGN_MOVES, BatchState, CampaignState, DeliveryState, RunState, sources
 from maintd.ledger.tables import IS_OPEN, batches, campaigns, deliveries, runs, templates
+from maintd.ledger.tables import lines as line_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,6 @@ class Campaign:
     urgent: bool
     audience: int
     duplicates: int
-    cut: int
     tail: int
     created_at: datetime
     enrolled_at: datetime | None
@@ -111,18 +112,22 @@ def lock(connection: Connection, campaign_id: int) -> Campaign:
 
 
 def create(connection: Connection, values: Mapping[str, Any]) -> int:
-    """Inserts a campaign in the state `enrolling`; its edition must be new."""
+    """Inserts a campaign in the state `enrolling`, with one line; its edition must be new."""
     statement = sa.insert(campaigns).values(**values, state=CampaignState.ENROLLING).returning(campaigns.c.id)
-    return int(connection.scalars(statement).one())
+    campaign_id = int(connection.scalars(statement).one())
+    lines.begin(connection, campaign_id)
+    return campaign_id
 
 
 def restart(connection: Connection, campaign_id: int, values: Mapping[str, Any]) -> None:
     """Gives an enrolment that was cut off its content anew; its deliveries must have been wiped."""
-    connection.execute(
+    restarted = connection.execute(
         sa.update(campaigns)
         .where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.ENROLLING)
-        .values(**values, audience=0, duplicates=0, cut=0, tail=0)
+        .values(**values, audience=0, duplicates=0, tail=0)
     )
+    if restarted.rowcount == 1:
+        lines.begin_anew(connection, campaign_id)
 
 
 def adopt(connection: Connection, campaign_id: int, *, run_id: int) -> None:
@@ -172,11 +177,12 @@ def move(
 
 
 def finish_if_done(connection: Connection, campaign_id: int, *, now: datetime) -> bool:
-    """Finishes a sending campaign that has nothing left: all cut, no batch open, nothing deferred.
+    """Finishes a sending campaign that has nothing left: every line cut, no batch open, nothing deferred.
 
     The campaign's row is locked first: a deferral that is being put back into the line moves the same row.
     """
     connection.execute(sa.select(campaigns.c.id).where(campaigns.c.id == campaign_id).with_for_update())
+    uncut = sa.exists().where(line_rows.c.campaign_id == campaign_id, line_rows.c.cut < line_rows.c.tail)
     open_batch = sa.exists().where(batches.c.campaign_id == campaign_id, batches.c.state == BatchState.OPEN)
     deferred = sa.exists().where(
         deliveries.c.campaign_id == campaign_id, IS_OPEN, deliveries.c.state == DeliveryState.DEFERRED
@@ -186,7 +192,7 @@ def finish_if_done(connection: Connection, campaign_id: int, *, now: datetime) -
         .where(
             campaigns.c.id == campaign_id,
             campaigns.c.state == CampaignState.SENDING,
-            campaigns.c.cut == campaigns.c.tail,
+            ~uncut,
             ~open_batch,
             ~deferred,
         )

@@ -12,8 +12,10 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
 from maintd.database import copy_in
+from maintd.ledger import lines
+from maintd.ledger.lines import OTHERS, Stretch
 from maintd.ledger.states import DELIVERY_MOVES, BatchState, CampaignState, DeliveryState, sources
-from maintd.ledger.tables import IS_OPEN, batches, campaigns, deliveries, suppressions
+from maintd.ledger.tables import HAS_LANE, IS_OPEN, batches, campaigns, deliveries, suppressions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,44 +153,35 @@ def wipe(connection: Connection, campaign_id: int, *, lo: int, limit: int) -> in
     return int(last) + 1
 
 
-def pending(connection: Connection, campaign_id: int, *, lo: int, hi: int) -> list[Delivery]:
-    """The unsettled deliveries of a range of ordinals, in order."""
-    query = sa.select(deliveries).where(_range(campaign_id, lo, hi)).order_by(deliveries.c.ordinal)
+def pending(connection: Connection, stretch: Stretch) -> list[Delivery]:
+    """The unsettled deliveries of a stretch, in order."""
+    query = sa.select(deliveries).where(_pending_in(stretch)).order_by(deliveries.c.ordinal)
     return [Delivery(**row) for row in connection.execute(query).mappings()]
 
 
-def pending_keys(connection: Connection, campaign_id: int, *, lo: int, hi: int) -> set[bytes]:
-    """The recipients of a range of ordinals whose deliveries are unsettled."""
-    return set(connection.scalars(sa.select(deliveries.c.recipient_key).where(_range(campaign_id, lo, hi))))
+def pending_keys(connection: Connection, stretch: Stretch) -> set[bytes]:
+    """The recipients of a stretch whose deliveries are unsettled."""
+    return set(connection.scalars(sa.select(deliveries.c.recipient_key).where(_pending_in(stretch))))
 
 
-def suppress(connection: Connection, campaign_id: int, *, lo: int, hi: int, now: datetime) -> int:
-    """Settles as suppressed whoever of a range came onto the suppression list since the enrolment."""
+def suppress(connection: Connection, stretch: Stretch, *, now: datetime) -> int:
+    """Settles as suppressed whoever of a stretch came onto the suppression list since the enrolment."""
     listed = sa.select(suppressions.c.recipient_key)
     changed = connection.execute(
         sa.update(deliveries)
-        .where(_range(campaign_id, lo, hi), deliveries.c.recipient_key.in_(listed))
+        .where(_pending_in(stretch), deliveries.c.recipient_key.in_(listed))
         .values(state=DeliveryState.SUPPRESSED, settled_at=now, detail="suppressed after enrolment")
     )
     return changed.rowcount
 
 
 def settle_range(
-    connection: Connection,
-    campaign_id: int,
-    *,
-    lo: int,
-    hi: int,
-    to: DeliveryState,
-    now: datetime,
-    detail: str,
+    connection: Connection, stretch: Stretch, *, to: DeliveryState, now: datetime, detail: str
 ) -> int:
-    """Moves every unsettled delivery of a range of ordinals; returns how many."""
+    """Moves every unsettled delivery of a stretch; returns how many."""
     assert to in DELIVERY_MOVES[DeliveryState.PENDING]
     changed = connection.execute(
-        sa.update(deliveries)
-        .where(_range(campaign_id, lo, hi))
-        .values(state=to, settled_at=now, detail=detail)
+        sa.update(deliveries).where(_pending_in(stretch)).values(state=to, settled_at=now, detail=detail)
     )
     return changed.rowcount
 
@@ -234,7 +227,7 @@ def _parameters(outcome: Outcome) -> dict[str, Any]:
 
 
 def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime, limit: int) -> int:
-    """Gives deferred deliveries whose time has come new ordinals at the tail of the line.
+    """Gives deferred deliveries whose time has come new ordinals at the tail, each in its own lane.
 
     Returns:
         How many came back.
@@ -242,8 +235,8 @@ def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime,
     tail = connection.scalars(
         sa.select(campaigns.c.tail).where(campaigns.c.id == campaign_id).with_for_update()
     ).one()
-    due = connection.scalars(
-        sa.select(deliveries.c.recipient_key)
+    due = connection.execute(
+        sa.select(deliveries.c.recipient_key, deliveries.c.lane)
         .where(
             deliveries.c.campaign_id == campaign_id,
             IS_OPEN,
@@ -263,9 +256,10 @@ def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime,
             deliveries.c.state == DeliveryState.DEFERRED,
         )
         .values(state=DeliveryState.PENDING, ordinal=sa.bindparam("at"), due_at=None, settled_at=None),
-        [{"key": key, "at": tail + place} for place, key in enumerate(due)],
+        [{"key": one.recipient_key, "at": tail + place} for place, one in enumerate(due)],
     )
     connection.execute(sa.update(campaigns).where(campaigns.c.id == campaign_id).values(tail=tail + len(due)))
+    lines.extend(connection, campaign_id, {one.lane: tail + place for place, one in enumerate(due, start=1)})
     return len(due)
 
 
@@ -284,16 +278,12 @@ def cancel_deferred(connection: Connection, *, now: datetime, detail: str) -> in
     return changed.rowcount
 
 
-def resend_doubtful(
-    connection: Connection, campaign_id: int, *, lo: int, hi: int, now: datetime, max_copies: int
-) -> int:
-    """Policy `never_lose`: doubtful deliveries of a range go back into the line while copies are left."""
+def resend_doubtful(connection: Connection, stretch: Stretch, *, now: datetime, max_copies: int) -> int:
+    """Policy `never_lose`: doubtful deliveries of a stretch go back into the line while copies are left."""
     changed = connection.execute(
         sa.update(deliveries)
         .where(
-            deliveries.c.campaign_id == campaign_id,
-            deliveries.c.ordinal >= lo,
-            deliveries.c.ordinal < hi,
+            _within(stretch),
             deliveries.c.state == DeliveryState.UNCERTAIN,
             # The first message is a copy too: max_copies = 3 allows two more.
             deliveries.c.copies + 1 < max_copies,
@@ -355,10 +345,8 @@ def of_campaign(
     return [Delivery(**row) for row in connection.execute(query).mappings()]
 
 
-def cancel_range(
-    connection: Connection, campaign_id: int, *, lo: int, hi: int, now: datetime, detail: str
-) -> int:
-    """Settles as cancelled what a range of ordinals has unsettled, but nothing of a batch that a sender holds.
+def cancel_range(connection: Connection, stretch: Stretch, *, now: datetime, detail: str) -> int:
+    """Settles as cancelled what a stretch has unsettled, but nothing of a batch that a sender holds.
 
     The campaign must have been cancelled in an earlier transaction: then nobody can put a delivery of a batch that
     is not held on the wire any more, while of a held one some may just be there.
@@ -367,7 +355,8 @@ def cancel_range(
         How many were cancelled.
     """
     held = sa.exists().where(
-        batches.c.campaign_id == campaign_id,
+        batches.c.campaign_id == stretch.campaign_id,
+        batches.c.lane == deliveries.c.lane,
         batches.c.state == BatchState.OPEN,
         batches.c.token.is_not(None),
         batches.c.lo <= deliveries.c.ordinal,
@@ -376,9 +365,7 @@ def cancel_range(
     changed = connection.execute(
         sa.update(deliveries)
         .where(
-            deliveries.c.campaign_id == campaign_id,
-            deliveries.c.ordinal >= lo,
-            deliveries.c.ordinal < hi,
+            _within(stretch),
             sa.or_(
                 deliveries.c.state == DeliveryState.DEFERRED,
                 sa.and_(deliveries.c.state == DeliveryState.PENDING, ~held),
@@ -449,10 +436,17 @@ def _resolve(
     return changed.rowcount
 
 
-def _range(campaign_id: int, lo: int, hi: int) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        deliveries.c.campaign_id == campaign_id,
-        deliveries.c.ordinal >= lo,
-        deliveries.c.ordinal < hi,
-        deliveries.c.state == DeliveryState.PENDING,
+def _pending_in(stretch: Stretch) -> sa.ColumnElement[bool]:
+    return sa.and_(_within(stretch), deliveries.c.state == DeliveryState.PENDING)
+
+
+def _within(stretch: Stretch) -> sa.ColumnElement[bool]:
+    inside = sa.and_(
+        deliveries.c.campaign_id == stretch.campaign_id,
+        deliveries.c.ordinal >= stretch.lo,
+        deliveries.c.ordinal < stretch.hi,
     )
+    if stretch.lane is None:
+        return inside
+    of_lane = sa.and_(inside, deliveries.c.lane == stretch.lane)
+    return of_lane if stretch.lane == OTHERS else sa.and_(of_lane, HAS_LANE)

@@ -173,9 +173,6 @@ campaigns = sa.Table(
     sa.Column(
         "duplicates", sa.Integer, nullable=False, server_default="0", comment="rows whose address was there"
     ),
-    sa.Column(
-        "cut", sa.Integer, nullable=False, server_default="0", comment="ordinals below this were batched"
-    ),
     sa.Column("tail", sa.Integer, nullable=False, server_default="0", comment="the next free ordinal"),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("enrolled_at", Instant),
@@ -228,6 +225,8 @@ sa.Index(
     sqlite_where=deliveries.c.state.in_([DeliveryState.DEFERRED, DeliveryState.UNCERTAIN]),
     postgresql_where=deliveries.c.state.in_([DeliveryState.DEFERRED, DeliveryState.UNCERTAIN]),
 )
+#: As `IS_OPEN`, of the index below.
+HAS_LANE = sa.text("deliveries.lane > 0")
 # Few deliveries have a lane of their own; a sparse range of them is found without walking all the others.
 sa.Index(
     "ix_deliveries_lane",
@@ -244,7 +243,8 @@ lines = sa.Table(
     sa.Column("campaign_id", _Id, sa.ForeignKey("campaigns.id"), primary_key=True, autoincrement=False),
     sa.Column("lane", sa.SmallInteger, primary_key=True, autoincrement=False),
     sa.Column("name", sa.String(63), nullable=False),
-    sa.Column("cut", sa.Integer, nullable=False, comment="ordinals below this were batched"),
+    sa.Column("cut", sa.Integer, nullable=False, comment="its deliveries below this ordinal were batched"),
+    sa.Column("tail", sa.Integer, nullable=False, comment="the ordinal after its last delivery"),
 )
 
 batches = sa.Table(
@@ -276,5 +276,7 @@ allowances = sa.Table(
     "allowances",
     metadata,
     sa.Column("name", sa.String(127), primary_key=True),
-    sa.Column("used", _Json, nullable=False, comment="what was taken of late, by slot of time"),
+    sa.Column(
+        "used", _Json, nullable=False, comment="what was taken of late, or for how long nothing may be"
+    ),
 )

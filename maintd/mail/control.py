@@ -11,6 +11,7 @@ from maintd.database import Database
 from maintd.errors import MaintdError
 from maintd.ledger import campaigns, deliveries
 from maintd.ledger.campaigns import Campaign
+from maintd.ledger.lines import Stretch
 from maintd.ledger.states import CampaignState, DeliveryState
 
 #: Ordinals in one transaction of a cancellation: short enough that senders of other campaigns hardly wait.
@@ -71,13 +72,9 @@ def cancel(ledger: Database, name: str, *, reason: str, clock: Clock) -> Cancell
     settled, lo = 0, 0
     while lo < campaign.tail:
         with ledger.write() as connection:
+            chunk = Stretch(campaign_id=campaign.id, lane=None, lo=lo, hi=lo + _CHUNK)
             settled += deliveries.cancel_range(
-                connection,
-                campaign.id,
-                lo=lo,
-                hi=lo + _CHUNK,
-                now=clock.now(),
-                detail="the campaign was cancelled",
+                connection, chunk, now=clock.now(), detail="the campaign was cancelled"
             )
             # The tail may have moved: what was deferred may just have been put back into the line.
             campaign = campaigns.get(connection, campaign.id)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,9 +13,10 @@ from sqlalchemy.engine import Connection
 from maintd.clock import Clock
 from maintd.database import Database
 from maintd.errors import CapReached, JobFailed, did_you_mean
-from maintd.ledger import campaigns, deliveries
+from maintd.ledger import campaigns, deliveries, lines
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import identity
+from maintd.ledger.lines import OTHERS
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
 from maintd.mail.audience import Row, ask_shared, open_audience
@@ -41,6 +42,7 @@ class Edition:
         spec: The job's keys.
         files: The texts it depends on.
         uid: Random; becomes part of every Message-ID.
+        lanes: Names of the lanes that have a limit, by the domains of their recipients.
     """
 
     job: str
@@ -49,6 +51,7 @@ class Edition:
     spec: CampaignSpec
     files: Mapping[str, str]
     uid: str
+    lanes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +193,7 @@ def _stream(
 ) -> None:
     with turns.ledger.read() as connection:
         key = identity(connection).recipient_key
-    writer = _Writer(edition.spec, template, campaign_id, key=key)
+    writer = _Writer(edition, template, campaign_id, key=key)
     sql = edition.spec.audience.sql
     with open_audience(source, edition.files[SQL_PREFIX + sql], key=f"audience.sql ({sql})") as (
         columns,
@@ -216,13 +219,14 @@ def _in_turn(chunks: Iterable[list[Row]], turns: _Turns) -> Iterator[list[Row]]:
 
 
 class _Writer:
-    """Turns chunks of audience rows into deliveries with consecutive ordinals."""
+    """Turns chunks of audience rows into deliveries with consecutive ordinals, each in its lane."""
 
-    def __init__(self, spec: CampaignSpec, template: MailTemplate, campaign_id: int, *, key: bytes) -> None:
-        self._spec = spec
+    def __init__(self, edition: Edition, template: MailTemplate, campaign_id: int, *, key: bytes) -> None:
+        self._spec = edition.spec
         self._campaign_id = campaign_id
         self._key = key
-        self._used = columns_used(spec, template)
+        self._used = columns_used(edition.spec, template)
+        self._lanes = _Lanes(edition.lanes)
         self._tail = 0
         self.read = 0
 
@@ -245,6 +249,7 @@ class _Writer:
         for ordinal, delivery in enumerate(fresh.values(), start=self._tail):
             delivery["ordinal"] = ordinal
         deliveries.insert(connection, list(fresh.values()))
+        self._lanes.write(connection, self._campaign_id, fresh.values())
         self.read += read
         self._tail += len(fresh)
         self._check_cap()
@@ -273,6 +278,7 @@ class _Writer:
             delivery: dict[str, Any] = {
                 "campaign_id": self._campaign_id,
                 "recipient": recipient,
+                "lane": OTHERS,
                 "fields": {name: row[name] for name in self._used},
                 "state": DeliveryState.PENDING,
                 "settled_at": None,
@@ -283,6 +289,7 @@ class _Writer:
                 delivery |= {
                     "recipient_key": recipient_key(address.canonical, key=self._key),
                     "address": address.mailbox,
+                    "lane": self._lanes.number(address.domain),
                 }
             except InvalidAddress as error:
                 # Every unusable row is listed, so its key is the row and not what it has for an address.
@@ -295,6 +302,31 @@ class _Writer:
                     "detail": f"invalid address: {error}",
                 }
             yield delivery
+
+
+class _Lanes:
+    """The lanes of one campaign, numbered as their first recipients come."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        self._numbers: dict[str, int] = {}
+        self._begun = {OTHERS}
+
+    def number(self, domain: str) -> int:
+        """The lane of the recipients of a domain."""
+        name = self._names.get(domain)
+        return OTHERS if name is None else self._numbers.setdefault(name, len(self._numbers) + 1)
+
+    def write(
+        self, connection: Connection, campaign_id: int, enrolled: Collection[Mapping[str, Any]]
+    ) -> None:
+        """Says how far every line goes with these deliveries, and begins those that are new."""
+        tails = {delivery["lane"]: delivery["ordinal"] + 1 for delivery in enrolled}
+        for name, number in self._numbers.items():
+            if number in tails.keys() - self._begun:
+                lines.begin(connection, campaign_id, lane=number, name=name)
+                self._begun.add(number)
+        lines.extend(connection, campaign_id, tails)
 
 
 def check_columns(spec: CampaignSpec, template: MailTemplate, columns: list[str]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from sqlalchemy.engine import Connection
@@ -86,15 +86,13 @@ class HeldBatch:
                 batches.beat(connection, batch)
                 deliveries.settle_range(
                     connection,
-                    campaign.id,
-                    lo=batch.lo,
-                    hi=batch.hi,
+                    batch.stretch,
                     to=DeliveryState.EXPIRED,
                     now=now,
                     detail=f"expired at {campaign.expires_at.isoformat()}",
                 )
         with self._ledger.read() as connection:
-            return deliveries.pending(connection, campaign.id, lo=batch.lo, hi=batch.hi)
+            return deliveries.pending(connection, batch.stretch)
 
     def mark(self, window: list[Delivery]) -> set[bytes]:
         """Commits that the dots of a window may be written, and what is known of the one before.
@@ -106,12 +104,13 @@ class HeldBatch:
             ClaimLost: Nothing was marked.
         """
         started_s = self._clock.monotonic_s()
-        lo, hi = window[0].ordinal, max(delivery.ordinal for delivery in window) + 1
+        hi = max(delivery.ordinal for delivery in window) + 1
+        stretch = replace(self.batch.stretch, lo=window[0].ordinal, hi=hi)
         with self._ledger.write() as connection:
             batches.mark(connection, self.batch, wire_hi=hi)
             self._settle(connection)
-            deliveries.suppress(connection, self.campaign.id, lo=lo, hi=hi, now=self._clock.now())
-            to_send = deliveries.pending_keys(connection, self.campaign.id, lo=lo, hi=hi)
+            deliveries.suppress(connection, stretch, now=self._clock.now())
+            to_send = deliveries.pending_keys(connection, stretch)
         self._written(started_s)
         self._on_wire = {d.recipient_key: d.ordinal for d in window if d.recipient_key in to_send}
         return set(self._on_wire)
@@ -238,7 +237,7 @@ class HeldBatch:
         now = self._clock.now()
         deliveries.settle(connection, self.campaign.id, self.known, now=now)
         if any(outcome.state is DeliveryState.UNCERTAIN for outcome in self.known):
-            resend_as_allowed(connection, self.campaign, lo=self.batch.lo, hi=self.batch.hi, now=now)
+            resend_as_allowed(connection, self.campaign, self.batch.stretch, now=now)
 
     def _written(self, started_s: float) -> None:
         self._held_at_s = max(self._held_at_s, started_s)

@@ -18,7 +18,7 @@ from maintd.clock import Clock, new_token
 from maintd.database import Database
 from maintd.errors import ClaimLost, JobFailed
 from maintd.ledger import batches, campaigns
-from maintd.ledger.batches import Batch, NotSending
+from maintd.ledger.batches import Batch, NotSending, Ready
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState
 from maintd.mail.compose import Composer
@@ -81,16 +81,16 @@ class Pump:
         self._recorder = recorder
         self._composers: dict[int, Composer] = {}
         self._streaks: dict[int, Streak] = {}
-        #: By urgency, the campaign whose turn was the last.
-        self._last: dict[bool, int] = {}
+        #: By urgency, the line whose turn was the last.
+        self._last: dict[bool, tuple[int, int]] = {}
         #: Batches of which the ledger, away at that moment, has not got all that is known.
         self._unwritten: list[HeldBatch] = []
 
     async def run(self, *, stopping: Callable[[], bool], budget: timedelta) -> Pumped:
         """Works until nothing is left to claim, the budget is spent or it is told to stop.
 
-        Campaigns take turns, so that none starves another, and go on with them in the next working. A message that is
-        on the wire is always brought to its end.
+        The lines of all campaigns take turns, so that none starves another, and go on with them in the next working. A
+        message that is on the wire is always brought to its end.
 
         Args:
             stopping: Whether an orderly stop was asked for; then no further message is sent.
@@ -103,16 +103,16 @@ class Pump:
         until_s = self._clock.monotonic_s() + budget.total_seconds()
         await self._write_what_is_known()
         await asyncio.to_thread(self._forget_what_is_over)
-        passed: set[int] = set()
+        passed: set[tuple[int, int]] = set()
         async with contextlib.aclosing(self._sessions):
             while not stopping() and self._clock.monotonic_s() < until_s:
-                campaign = await asyncio.to_thread(self._next, passed)
-                if campaign is None:
+                line = await asyncio.to_thread(self._next, passed)
+                if line is None:
                     break
-                if await self._take_turn(campaign, until_s, pumped, stopping):
+                if await self._take_turn(line, until_s, pumped, stopping):
                     passed.clear()
                 else:
-                    passed.add(campaign.id)
+                    passed.add(line.place)
         return pumped
 
     async def _write_what_is_known(self) -> None:
@@ -134,17 +134,19 @@ class Pump:
         self._composers = {key: self._composers[key] for key in self._composers.keys() & sending}
         self._streaks = {key: self._streaks[key] for key in self._streaks.keys() & sending}
 
-    def _next(self, passed: Collection[int]) -> Campaign | None:
+    def _next(self, passed: Collection[tuple[int, int]]) -> Ready | None:
         """Whose turn it is: the urgent before the others, and among equals one after the other, round and round.
 
         Args:
-            passed: Campaigns of which there was nothing to claim although there seemed to be.
+            passed: Lines of which there was nothing to claim although there seemed to be.
         """
         with self._ledger.read() as connection:
             for urgent in self._urgencies():
-                ready = [one for one in batches.ready(connection, urgent=urgent) if one not in passed]
+                ready = [one for one in batches.ready(connection, urgent=urgent) if one.place not in passed]
                 if ready:
-                    return campaigns.get(connection, _following(ready, self._last.get(urgent, 0)))
+                    following = _following(ready, self._last.get(urgent, (0, 0)))
+                    self._last[urgent] = following.place
+                    return following
         return None
 
     def _urgencies(self) -> list[bool]:
@@ -152,17 +154,17 @@ class Pump:
         return [urgent for urgent, here in taken.items() if here]
 
     async def _take_turn(
-        self, campaign: Campaign, until_s: float, pumped: Pumped, stopping: Callable[[], bool]
+        self, line: Ready, until_s: float, pumped: Pumped, stopping: Callable[[], bool]
     ) -> bool:
-        """Sends of one campaign until its turn is over; False when there was nothing to claim."""
-        self._last[campaign.urgent] = campaign.id
+        """Sends of one line until its turn is over; False when there was nothing to claim."""
         if self._recorder is not None:
             self._recorder.roll(uid=new_token())
-        batch = await asyncio.to_thread(self._claim, campaign)
+        campaign, batch = await asyncio.to_thread(self._claim, line)
         if batch is None:
             return False
         turn = Turn(
-            campaign,
+            line,
+            urgent=campaign.urgent,
             ledger=self._ledger,
             clock=self._clock,
             length=self._settings.turn,
@@ -174,18 +176,22 @@ class Pump:
             pumped.finished.append(campaign.id)
         return True
 
-    def _claim(self, campaign: Campaign) -> Batch | None:
+    def _claim(self, line: Ready) -> tuple[Campaign, Batch | None]:
+        with self._ledger.read() as connection:
+            campaign = campaigns.get(connection, line.campaign_id)
         if not self._can_compose(campaign):
-            return None
+            return campaign, None
         with self._ledger.write() as connection:
-            return batches.claim(
+            batch = batches.claim(
                 connection,
                 campaign.id,
+                lane=line.lane,
                 size=self._settings.batch,
                 token=new_token(),
                 owner=self._owner,
                 recorder=self._recorder.name if self._recorder else None,
             )
+        return campaign, batch
 
     def _finish(self, campaign: Campaign) -> bool:
         with self._ledger.write() as connection:
@@ -264,6 +270,6 @@ class Pump:
             )
 
 
-def _following(ready: Sequence[int], last: int) -> int:
+def _following(ready: Sequence[Ready], last: tuple[int, int]) -> Ready:
     """The first behind the last one; behind the very last comes the first."""
-    return next((one for one in ready if one > last), ready[0])
+    return next((one for one in ready if one.place > last), ready[0])

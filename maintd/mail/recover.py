@@ -17,6 +17,7 @@ from maintd.database import Database
 from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.campaigns import Campaign
+from maintd.ledger.lines import Stretch
 from maintd.ledger.states import DeliveryState
 from maintd.mail.outcomes import vanished
 from maintd.mail.recorder import recording_path
@@ -62,7 +63,7 @@ def recover(
     if not batches.take_from_the_dead(connection, batch):
         return None
     # `batch.wire_hi` is up to date: the mark moves together with the counter, which the line above compared.
-    unsettled = deliveries.pending(connection, batch.campaign_id, lo=batch.lo, hi=batch.wire_hi)
+    unsettled = deliveries.pending(connection, batch.marked)
     ordinals = {delivery.recipient_key: delivery.ordinal for delivery in unsettled}
     judged = judge(
         recording,
@@ -75,7 +76,7 @@ def recover(
     deliveries.settle(connection, batch.campaign_id, [*judged.outcomes, *doubts], now=now)
     if any(one.state is DeliveryState.UNCERTAIN for one in [*judged.outcomes, *doubts]):
         campaign = campaigns.get(connection, batch.campaign_id)
-        resend_as_allowed(connection, campaign, lo=batch.lo, hi=batch.wire_hi, now=now)
+        resend_as_allowed(connection, campaign, batch.marked, now=now)
     return len(doubts)
 
 
@@ -153,11 +154,11 @@ def _adopted(scene: Scene, recorder: str | None) -> Iterator[Orphan | None]:
         yield orphan
 
 
-def resend_as_allowed(connection: Connection, campaign: Campaign, *, lo: int, hi: int, now: datetime) -> None:
-    """Puts doubtful deliveries of a range back into the line, if the campaign's policy is to lose none."""
+def resend_as_allowed(connection: Connection, campaign: Campaign, stretch: Stretch, *, now: datetime) -> None:
+    """Puts doubtful deliveries of a stretch back into the line, if the campaign's policy is to lose none."""
     if campaign.spec["uncertain"] == "never_lose":
         copies = campaign.spec["max_copies"]
-        deliveries.resend_doubtful(connection, campaign.id, lo=lo, hi=hi, now=now, max_copies=copies)
+        deliveries.resend_doubtful(connection, stretch, now=now, max_copies=copies)
 
 
 def settle_cancelled(connection: Connection, *, now: datetime, limit: int) -> int:
@@ -173,14 +174,7 @@ def settle_cancelled(connection: Connection, *, now: datetime, limit: int) -> in
     """
     settled = 0
     for batch in batches.left_by_cancelled(connection, limit=limit):
-        settled += deliveries.cancel_range(
-            connection,
-            batch.campaign_id,
-            lo=batch.lo,
-            hi=batch.hi,
-            now=now,
-            detail=_CANCELLED,
-        )
+        settled += deliveries.cancel_range(connection, batch.stretch, now=now, detail=_CANCELLED)
         batches.close_left(connection, batch)
     return settled + deliveries.cancel_deferred(connection, now=now, detail=_CANCELLED)
 

@@ -1,4 +1,4 @@
-"""How long a campaign goes on while others wait."""
+"""How long a line goes on while others wait."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from datetime import timedelta
 from maintd.clock import Clock
 from maintd.database import Database
 from maintd.ledger import batches
-from maintd.ledger.campaigns import Campaign
+from maintd.ledger.batches import Ready
 
 
 class Turn:
-    """One campaign's turn. Looked at between two windows, so that the size of a batch is no measure of fairness."""
+    """One line's turn. Looked at between two windows, so that the size of a batch is no measure of fairness."""
 
     def __init__(
         self,
-        campaign: Campaign,
+        line: Ready,
         *,
+        urgent: bool,
         ledger: Database,
         clock: Clock,
         length: timedelta,
@@ -26,19 +27,21 @@ class Turn:
         """Begins a turn.
 
         Args:
-            campaign: Whose turn it is.
+            line: Whose turn it is.
+            urgent: Whether its campaign is.
             ledger: Knows who waits.
             clock: Measures the turn.
             length: How long it lasts at least, when nobody urgent waits.
             until_s: When it ends although nobody waits, on the monotonic clock.
             urgent_first: Urgent campaigns are sent here too.
         """
-        self._campaign = campaign
+        self._line = line
+        self._urgent = urgent
         self._ledger = ledger
         self._clock = clock
         self._others_from_s = clock.monotonic_s() + length.total_seconds()
         self._until_s = until_s
-        self._yields = urgent_first and not campaign.urgent
+        self._yields = urgent_first and not urgent
 
     def over(self) -> bool:
         """Whether somebody else comes next: whoever is urgent at once, anybody once this has lasted long enough."""
@@ -46,9 +49,9 @@ class Turn:
         if now_s >= self._until_s:
             return True
         return (self._yields and self._waits(urgent=True)) or (
-            now_s >= self._others_from_s and self._waits(urgent=self._campaign.urgent)
+            now_s >= self._others_from_s and self._waits(urgent=self._urgent)
         )
 
     def _waits(self, *, urgent: bool) -> bool:
         with self._ledger.read() as connection:
-            return any(other != self._campaign.id for other in batches.ready(connection, urgent=urgent))
+            return any(other.place != self._line.place for other in batches.ready(connection, urgent=urgent))

@@ -50,7 +50,7 @@ class Windows:
             clock: Measures the windows.
             depth: The most messages that a connection gets in one window.
             streak: The campaign's.
-            turn: The campaign's: when it is over, the rest of the batch is left to whoever is next.
+            turn: The line's: when it is over, the rest of the batch is left to whoever is next.
             stopping: Whether an orderly stop was asked for: no further dot is written then.
         """
         self._held = held

@@ -25,6 +25,7 @@ from maintd.ledger.tables import deliveries as delivery_rows
 from maintd.ledger.tables import runs as run_rows
 from maintd.mail import audience
 from tests.cli.conftest import Project
+from tests.ledgers import stretch_of
 from tests.sinks import SinkThread
 
 
@@ -206,7 +207,7 @@ def test_the_overlap_tells_those_mailed_from_those_still_to_come_and_those_never
     work_off(applied, Queue.MAINTENANCE)  # enrolled, nothing sent
     with applied.runtime() as runtime, runtime.ledger.write() as connection:
         (campaign,) = campaigns.latest(connection, job="weekly-digest", limit=9)
-        pending = deliveries.pending(connection, campaign.id, lo=0, hi=campaign.tail)
+        pending = deliveries.pending(connection, stretch_of(campaign))
         for state, some in (
             (DeliveryState.SENT, pending[:7]),
             (DeliveryState.UNCERTAIN, pending[7:10]),
@@ -377,7 +378,7 @@ def test_a_mailing_that_goes_on_shows_what_is_settled_and_not_what_is_begun(smal
     work_off(small, Queue.MAINTENANCE)
     with small.runtime() as runtime, runtime.ledger.write() as connection:
         (campaign,) = campaigns.latest(connection, job="weekly-digest", limit=9)
-        pending = deliveries.pending(connection, campaign.id, lo=0, hi=campaign.tail)
+        pending = deliveries.pending(connection, stretch_of(campaign))
         keys = [delivery.recipient_key for delivery in pending[:7]]
         connection.execute(
             sa.update(delivery_rows)

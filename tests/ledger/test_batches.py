@@ -13,7 +13,7 @@ from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch, NotSending
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import BatchState, CampaignState, DeliveryState
-from tests.ledgers import NOW, add_campaign, campaign_of, claim_batch, race, tallied
+from tests.ledgers import NOW, add_campaign, claim_batch, cuts, race, stretch_of, tallied
 
 
 def claimed(ledger: Database, campaign: Campaign, *, size: int = 10, token: str = "mine") -> Batch:
@@ -37,7 +37,7 @@ def test_ranges_are_cut_one_behind_the_other_until_the_line_ends(ledger: Databas
     cut = [claimed(ledger, campaign) for _ in range(3)]
     assert [(batch.lo, batch.hi, batch.wire_hi) for batch in cut] == [(0, 10, 0), (10, 20, 10), (20, 25, 20)]
     assert claim_batch(ledger, campaign) is None
-    assert campaign_of(ledger, campaign.id).cut == 25
+    assert cuts(ledger, campaign) == [25]
 
 
 def test_racing_claims_share_the_line_without_gap_or_overlap(ledger: Database) -> None:
@@ -84,7 +84,7 @@ def test_what_was_left_is_taken_before_anything_new_is_cut(ledger: Database) -> 
 def test_nothing_is_cut_unless_the_campaign_sends(ledger: Database, state: CampaignState) -> None:
     campaign = add_campaign(ledger, recipients=10, state=state)
     assert claim_batch(ledger, campaign) is None
-    assert campaign_of(ledger, campaign.id).cut == 0
+    assert cuts(ledger, campaign) == [0]
 
 
 def test_a_mark_moves_the_wire_and_the_counter(ledger: Database) -> None:
@@ -184,7 +184,7 @@ def test_there_is_work_while_a_sending_campaign_has_something_to_claim(ledger: D
     def ready() -> bool:
         with ledger.read() as connection:
             assert batches.ready(connection, urgent=True) == []
-            return batches.ready(connection, urgent=False) == [campaign.id]
+            return [line.campaign_id for line in batches.ready(connection, urgent=False)] == [campaign.id]
 
     campaign = add_campaign(ledger, recipients=10)
     assert ready()
@@ -203,7 +203,7 @@ def test_every_state_of_a_batch_leaves_the_sum_of_deliveries_alone(ledger: Datab
     with ledger.write() as connection:
         batches.mark(connection, batch, wire_hi=5)
         deliveries.settle_range(
-            connection, campaign.id, lo=0, hi=5, to=DeliveryState.UNCERTAIN, now=NOW, detail=""
+            connection, stretch_of(campaign, hi=5), to=DeliveryState.UNCERTAIN, now=NOW, detail=""
         )
         batches.release(connection, batch, wire_hi=5)
     assert tallied(ledger, campaign.id) == {DeliveryState.UNCERTAIN: 5, DeliveryState.PENDING: 5}

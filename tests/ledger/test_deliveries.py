@@ -16,7 +16,7 @@ from maintd.errors import JobFailed, Unavailable
 from maintd.ledger import campaigns, deliveries, suppressions
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
-from tests.ledgers import MINUTE, NOW, add_campaign, campaign_of, key_of, race, states_of, tallied
+from tests.ledgers import MINUTE, NOW, add_campaign, campaign_of, key_of, race, states_of, stretch_of, tallied
 
 PENDING, DEFERRED, SENT = DeliveryState.PENDING, DeliveryState.DEFERRED, DeliveryState.SENT
 UNCERTAIN, REJECTED = DeliveryState.UNCERTAIN, DeliveryState.REJECTED
@@ -190,8 +190,8 @@ def test_pending_are_those_of_the_range_that_are_not_settled_in_order(ledger: Da
     campaign = add_campaign(ledger, recipients=6)
     settle(ledger, campaign.id, outcome(2, SENT), outcome(3, UNCERTAIN, fact=False))
     with ledger.read() as connection:
-        found = deliveries.pending(connection, campaign.id, lo=1, hi=5)
-        keys = deliveries.pending_keys(connection, campaign.id, lo=1, hi=5)
+        found = deliveries.pending(connection, stretch_of(campaign, lo=1, hi=5))
+        keys = deliveries.pending_keys(connection, stretch_of(campaign, lo=1, hi=5))
     assert [delivery.ordinal for delivery in found] == [1, 4]
     assert keys == {key_of(1), key_of(4)}
 
@@ -202,7 +202,7 @@ def test_only_pending_deliveries_of_the_range_are_suppressed(ledger: Database) -
     with ledger.write() as connection:
         for number in range(4):
             suppressions.add(connection, key_of(number), reason="asked", now=NOW)
-        assert deliveries.suppress(connection, campaign.id, lo=0, hi=3, now=NOW) == 2
+        assert deliveries.suppress(connection, stretch_of(campaign, hi=3), now=NOW) == 2
     assert states_of(ledger, campaign.id) == {
         0: DeliveryState.SUPPRESSED,
         1: SENT,
@@ -218,9 +218,7 @@ def test_a_doubt_is_sent_again_until_its_copies_are_used_up(ledger: Database) ->
         (delivery,) = line(ledger, campaign.id)
         settle(ledger, campaign.id, replace(outcome(0, UNCERTAIN, fact=False), ordinal=delivery.ordinal))
         with ledger.write() as connection:
-            resent.append(
-                deliveries.resend_doubtful(connection, campaign.id, lo=0, hi=1000, now=NOW, max_copies=3)
-            )
+            resent.append(deliveries.resend_doubtful(connection, stretch_of(campaign), now=NOW, max_copies=3))
         put_back(ledger, campaign.id)
     assert resent == [1, 1, 0, 0, 0]
     (found,) = line(ledger, campaign.id)

@@ -33,6 +33,7 @@ from tests.ledgers import (
     claim_batch,
     claim_run,
     key_of,
+    stretch_of,
 )
 
 # A row for the state before, a column for the state after, in the order of the members; x: may move.
@@ -180,7 +181,7 @@ def test_a_range_and_a_doubt_move_only_as_the_table_says(ledger: Database) -> No
         with ledger.write() as connection:
             doubt = Outcome(recipient_key=key_of(1), ordinal=1, state=DeliveryState.UNCERTAIN, fact=False)
             deliveries.settle(connection, campaign.id, [doubt], now=NOW)
-            settle_range = partial(deliveries.settle_range, connection, campaign.id, lo=0, hi=2)
+            settle_range = partial(deliveries.settle_range, connection, stretch_of(campaign, hi=2))
             resolve = partial(deliveries.resolve, connection, campaign.id, key_of(1))
             for before, act in ((DeliveryState.PENDING, settle_range), (DeliveryState.UNCERTAIN, resolve)):
                 if to in DELIVERY_MOVES[before]:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from maintd.database import Database
 from maintd.errors import CapReached, ClaimLost, Interrupted, JobFailed
-from maintd.ledger import campaigns, deliveries, suppressions
+from maintd.ledger import campaigns, deliveries, lines, suppressions
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.engine import identity
@@ -59,6 +59,12 @@ def _literal(value: object) -> str:
     if value is None:
         return "NULL"
     return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
+
+
+def lines_of(ledger: Database, campaign: Campaign) -> dict[str, tuple[int, int]]:
+    """How far each line is cut and how far it goes, by the name of its lane."""
+    with ledger.read() as connection:
+        return {line.name: (line.cut, line.tail) for line in lines.of_campaign(connection, campaign.id)}
 
 
 def people(count: int) -> list[tuple[object, ...]]:
@@ -144,12 +150,8 @@ def test_an_audience_becomes_one_pending_delivery_a_person_in_its_order(
     campaign = done.campaign
     assert not done.resumed
     assert (campaign.state, campaign.audience, campaign.duplicates) == (CampaignState.SENDING, 25, 0)
-    assert (campaign.cut, campaign.tail, campaign.uid, campaign.run_id) == (
-        0,
-        25,
-        edition.uid,
-        edition.run_id,
-    )
+    assert (campaign.tail, campaign.uid, campaign.run_id) == (25, edition.uid, edition.run_id)
+    assert lines_of(ledger, campaign) == {"*": (0, 25)}
     assert (campaign.dated_at, campaign.enrolled_at) == (NOW, NOW)
     assert campaign.expires_at == NOW + timedelta(hours=36)
     assert [(d.ordinal, d.recipient, d.address) for d in line(ledger, campaign)] == [

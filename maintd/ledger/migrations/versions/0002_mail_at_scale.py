@@ -48,14 +48,24 @@ def upgrade() -> None:
         sa.Column("campaign_id", _ID, autoincrement=False, nullable=False),
         sa.Column("lane", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("name", sa.String(length=63), nullable=False),
-        sa.Column("cut", sa.Integer(), nullable=False, comment="ordinals below this were batched"),
+        sa.Column(
+            "cut", sa.Integer(), nullable=False, comment="its deliveries below this ordinal were batched"
+        ),
+        sa.Column("tail", sa.Integer(), nullable=False, comment="the ordinal after its last delivery"),
         sa.ForeignKeyConstraint(["campaign_id"], ["campaigns.id"], name=op.f("fk_lines_campaign_id")),
         sa.PrimaryKeyConstraint("campaign_id", "lane", name=op.f("pk_lines")),
     )
+    # Every campaign has a line for whoever has no other.
+    op.execute(
+        "INSERT INTO lines (campaign_id, lane, name, cut, tail) SELECT id, 0, '*', cut, tail FROM campaigns"
+    )
+    op.drop_column("campaigns", "cut")
     op.create_table(
         "allowances",
         sa.Column("name", sa.String(length=127), nullable=False),
-        sa.Column("used", _JSON, nullable=False, comment="what was taken of late, by slot of time"),
+        sa.Column(
+            "used", _JSON, nullable=False, comment="what was taken of late, or for how long nothing may be"
+        ),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_allowances")),
     )
     op.add_column("campaigns", sa.Column("urgent", sa.Boolean(), server_default=sa.false(), nullable=False))
@@ -96,5 +106,16 @@ def downgrade() -> None:
     op.drop_column("deliveries", "lane")
     op.drop_column("campaigns", "urgent")
     op.drop_table("allowances")
+    op.add_column(
+        "campaigns",
+        sa.Column(
+            "cut",
+            sa.Integer(),
+            server_default="0",
+            nullable=False,
+            comment="ordinals below this were batched",
+        ),
+    )
+    op.execute("UPDATE campaigns SET cut = (SELECT min(cut) FROM lines WHERE campaign_id = campaigns.id)")
     op.drop_table("lines")
     op.drop_table("timeline")
