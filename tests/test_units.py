@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from maintd.spec import Duration
-from maintd.units import parse_duration
+from maintd.spec import Duration, RateLimit
+from maintd.units import Rate, parse_duration, parse_rate
 
 DURATION = TypeAdapter(Duration)
+RATE = TypeAdapter(RateLimit)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,32 @@ def test_what_is_no_duration_is_refused_with_the_reason(text: str, reason: str) 
 def test_a_stored_duration_comes_back_as_it_was_written(text: str) -> None:
     duration = parse_duration(text)
     assert DURATION.validate_python(DURATION.dump_python(duration, mode="json")) == duration
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("14/s", Rate(count=14, per=timedelta(seconds=1))),
+        ("600 / min", Rate(count=600, per=timedelta(minutes=1))),
+        ("10000/h", Rate(count=10_000, per=timedelta(hours=1))),
+        ("1/day", Rate(count=1, per=timedelta(days=1))),
+    ],
+)
+def test_a_rate_is_a_number_and_a_stretch_of_time(text: str, rate: Rate) -> None:
+    assert parse_rate(text) == rate
+    assert RATE.validate_python(RATE.dump_python(rate, mode="json")) == rate
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("14", "is not a rate"),
+        ("14/month", "is not a rate"),
+        ("-1/s", "is not a rate"),
+        ("1.5/s", "is not a rate"),
+        ("0/s", "would let nothing through"),
+    ],
+)
+def test_what_is_no_rate_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_rate(text)

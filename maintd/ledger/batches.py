@@ -142,6 +142,7 @@ def _end_of_next(connection: Connection, rest: Stretch, *, size: int) -> int:
             deliveries.c.lane == rest.lane,
             HAS_LANE,
             deliveries.c.ordinal >= rest.lo,
+            deliveries.c.ordinal < rest.hi,
         )
         .order_by(deliveries.c.ordinal)
         .limit(size)
@@ -315,7 +316,10 @@ def ready(connection: Connection, *, urgent: bool) -> list[Ready]:
     )
     query = (
         sa.select(
-            lines.c.campaign_id, lines.c.lane, lines.c.name, campaigns.c.spec["limit"].as_string().label("limit")
+            lines.c.campaign_id,
+            lines.c.lane,
+            lines.c.name,
+            campaigns.c.spec["limit"].as_string().label("limit"),
         )
         .join(campaigns, campaigns.c.id == lines.c.campaign_id)
         .where(

@@ -444,3 +444,48 @@ def test_the_reference_shows_types_and_defaults_as_people_write_them() -> None:
     assert shown["MAINTD_MAIL_REDIRECT"] == ("text", "none")
     assert shown["MAINTD_SCHEDULES_DIR"] == ("path", "./schedules")
     assert shown["MAINTD_LOG_LEVEL"] == ("debug | info | warning | error", "info")
+
+
+# Lanes
+
+
+def test_a_lane_has_a_rate_and_domains_in_the_one_form_that_addresses_have() -> None:
+    settings = load(
+        MAINTD_LANE_BIG="20/s GMAIL.com googlemail.com gmail.com", MAINTD_LANE_BOOKS="1/min Bücher.example"
+    )
+    assert {name: str(lane) for name, lane in settings.lanes.items()} == {
+        "big": "20/s gmail.com googlemail.com",
+        "books": "1/min xn--bcher-kva.example",
+    }
+    assert load_settings(environ=settings.environment(), env_file=None).lanes == settings.lanes
+
+
+def test_a_lane_may_stand_in_a_file_of_its_own(directory: Path) -> None:
+    file = written(directory / "lane", "20/s gmail.com\n")
+    assert list(load(MAINTD_LANE_BIG_FILE=str(file)).lanes) == ["big"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("20/s", "has a rate and no domain"),
+        ("gmail.com 20/s", '"gmail.com" is not a rate'),
+        ("0/s gmail.com", "would let nothing through"),
+        ("20/s ada@gmail.com", '"ada@gmail.com" is not a domain'),
+    ],
+)
+def test_a_lane_that_cannot_be_read_is_refused_with_its_cure(text: str, reason: str) -> None:
+    (problem,) = refused(MAINTD_LANE_BIG=text)
+    assert problem.startswith("MAINTD_LANE_BIG (environment): ")
+    assert reason in problem
+
+
+def test_a_domain_is_in_one_lane_only() -> None:
+    assert refused(MAINTD_LANE_A="1/s x.example", MAINTD_LANE_B="2/s y.example X.example") == [
+        "MAINTD_LANE_<NAME>: x.example is in the lanes a and b; leave it in one of them"
+    ]
+
+
+def test_the_limit_of_all_mail_is_a_rate() -> None:
+    assert str(load(MAINTD_SMTP_LIMIT="50/s").smtp_limit) == "50/s"
+    assert "leave it out for no limit" in refused(MAINTD_SMTP_LIMIT="0/s")[0]

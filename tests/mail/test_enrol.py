@@ -192,6 +192,18 @@ def test_where_writers_do_not_wait_for_each_other_nobody_is_given_room(
     assert pauses == []
 
 
+def test_recipients_stand_in_the_lane_of_their_domain_however_it_is_written(
+    ledger: Database, source: Database, clock: HandClock, small_chunks: None
+) -> None:
+    domains = ("gmail.com", "Example.org", "GMAIL.com", "bücher.example", "xn--bcher-kva.example", "none")
+    rows = [(number, f"p{number}@{domains[number % 6]}", "Ada") for number in range(24)]
+    lanes = {"gmail.com": "big", "xn--bcher-kva.example": "books", "nobody.example": "unused"}
+    edition = replace(edition_of(ledger, rows_sql(rows)), lanes=lanes)
+    campaign = enrolled(edition, ledger, source, clock).campaign
+    assert [delivery.lane for delivery in line(ledger, campaign)] == [1, 0, 1, 2, 2, 0] * 4
+    assert lines_of(ledger, campaign) == {"*": (0, 24), "big": (0, 21), "books": (0, 23)}
+
+
 def test_an_address_is_mailed_once_however_it_is_written_and_however_far_apart(
     ledger: Database, source: Database, clock: HandClock, small_chunks: None
 ) -> None:

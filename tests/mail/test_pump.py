@@ -630,10 +630,11 @@ def test_every_attempt_carries_the_very_same_bytes(ledger: Database, mailbox: Pa
     assert message["Date"] == "Fri, 20 Nov 2026 08:00:00 +0000"
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 def test_two_pumps_side_by_side_mail_nobody_twice(
-    ledger: Database, relay: SinkThread, mailbox: Path, clock: HandClock
+    ledger: Database, relay: SinkThread, mailbox: Path, clock: HandClock, lanes: int
 ) -> None:
-    campaign = add_campaign(ledger, recipients=120)
+    campaign = add_campaign(ledger, recipients=120, lanes=lanes)
     pumped = race(2, lambda _: run(pump_of(ledger, relay.url, clock, batch=7)))
     assert checked(ledger, campaign, mailbox).exact
     assert sum(each.settled.get(SENT, 0) for each in pumped) == 120
@@ -769,6 +770,7 @@ def killed_and_replaced(
     run(pump_of(ledger, url, clock))
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("lives", [0, 3, 4, 9, 19])
 def test_whoever_dies_whenever_nobody_is_mailed_twice_and_nobody_forgotten(
     ledger: Database,
@@ -777,8 +779,9 @@ def test_whoever_dies_whenever_nobody_is_mailed_twice_and_nobody_forgotten(
     clock: HandClock,
     monkeypatch: pytest.MonkeyPatch,
     lives: int,
+    lanes: int,
 ) -> None:
-    campaign = add_campaign(ledger, recipients=30)
+    campaign = add_campaign(ledger, recipients=30, lanes=lanes)
     killed_and_replaced(ledger, relay.url, clock, monkeypatch, lives=lives)
     found = checked(ledger, campaign, mailbox)
     assert found.exact
