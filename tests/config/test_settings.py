@@ -427,7 +427,8 @@ def test_a_process_reads_its_own_environment(monkeypatch: pytest.MonkeyPatch, di
 def test_every_setting_is_documented() -> None:
     documented = {entry.name: entry for entry in reference()}
     variables = {variable for variable, _, _ in load().public()}
-    assert documented.keys() == variables | {"MAINTD_ENV_FILE", "MAINTD_SOURCE_<NAME>_URL"}
+    families = {"MAINTD_SOURCE_<NAME>_URL", "MAINTD_LANE_<NAME>"}
+    assert documented.keys() == variables | families | {"MAINTD_ENV_FILE"}
     for entry in documented.values():
         assert entry.description
         assert entry.type_text
