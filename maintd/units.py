@@ -1,4 +1,4 @@
-"""Durations and rates as people write them: "90 s", "1 h 30 min", "30 days"; "14/s", "50000/day"."""
+"""Durations, rates and sizes as people write them: "90 s", "1 h 30 min"; "14/s", "50000/day"; "4.2 MiB"."""
 
 from __future__ import annotations
 
@@ -106,3 +106,12 @@ def parse_rate(text: str) -> Rate:
             f'"{text}" would let nothing through; leave it out for no limit, or pause what should wait'
         )
     return Rate(count=count, per=_RATE_LENGTHS[match[2]])
+
+
+def format_size(octets: int) -> str:
+    """Writes a number of octets in its largest unit: "812 B", "12.3 KiB", "4.2 MiB"."""
+    if octets < 1024:
+        return f"{octets} B"
+    if octets < 1024**2:
+        return f"{octets / 1024:.1f} KiB"
+    return f"{octets / 1024**2:,.1f} MiB"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from maintd.spec import Duration, RateLimit
-from maintd.units import Rate, parse_duration, parse_rate
+from maintd.units import Rate, format_size, parse_duration, parse_rate
 
 DURATION = TypeAdapter(Duration)
 RATE = TypeAdapter(RateLimit)
@@ -77,3 +77,11 @@ def test_a_rate_is_a_number_and_a_stretch_of_time(text: str, rate: Rate) -> None
 def test_what_is_no_rate_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_rate(text)
+
+
+@pytest.mark.parametrize(
+    ("octets", "written"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 * 2**20, "5.0 MiB"), (2**31, "2,048.0 MiB")],
+)
+def test_a_size_is_written_in_its_largest_unit(octets: int, written: str) -> None:
+    assert format_size(octets) == written

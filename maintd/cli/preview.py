@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,11 +21,13 @@ from maintd.execution.worker import timeouts_of
 from maintd.mail import trial
 from maintd.mail.address import Address
 from maintd.mail.campaign import CampaignSpec
+from maintd.mail.enclosures import Enclosure
 from maintd.mail.preview import Draft, Preview
 from maintd.mail.preview import preview as make_preview
 from maintd.scheduling.occurrences import options_of
 from maintd.smtp.relays import parse_relay_url
 from maintd.smtp.session import Result, Verdict
+from maintd.units import format_size
 
 
 @click.command(
@@ -50,7 +52,8 @@ def preview(
 ) -> None:
     """Show the mail of a campaign for one person of its audience.
 
-    It is made from the files as they are now, applied or not, and from the source's data. Nothing is sent or written.
+    It is made from the files as they are now, applied or not, and from the source's data. Attachments and inline images
+    are listed. Nothing is sent or written.
 
     \b
     Example: maintd preview weekly-digest --recipient ada@example.org --output /tmp/mail
@@ -59,11 +62,14 @@ def preview(
     content = made.content
     sender = f"{content.from_name} <{content.from_address.mailbox}>".lstrip()
     headers = {"From": sender, "To": content.to.mailbox, "Subject": content.subject}
+    enclosed = {"attachments": made.attachments, "inline": made.inline}
     if as_json:
-        print_json({**headers, "text": content.text, "html": content.html})
+        files = {name: [_facts(file) for file in files] for name, files in enclosed.items()}
+        print_json({**headers, "text": content.text, "html": content.html, **files})
     else:
         click.echo("\n".join(f"{name}: {value}" for name, value in headers.items()))
         click.echo(f"\n{content.text}")
+        _echo_enclosed(enclosed)
     if output is not None:
         _write(output, made.files())
 
@@ -136,6 +142,16 @@ def _preview(context: Context, name: str, recipient: Address | None, *, uid: str
         )
     finally:
         sources.dispose()
+
+
+def _facts(file: Enclosure) -> dict[str, object]:
+    return {"name": file.name, "type": file.media_type, "octets": len(file.content)}
+
+
+def _echo_enclosed(enclosed: Mapping[str, Sequence[Enclosure]]) -> None:
+    for folder, files in enclosed.items():
+        for file in files:
+            click.echo(f"{folder}/{file.name} ({file.media_type}, {format_size(len(file.content))})")
 
 
 def _write(directory: Path, files: Mapping[str, bytes]) -> None:

@@ -60,7 +60,9 @@ class CampaignSpec(Spec):
     """Names that the template gets with the rows of a query: `{ top = "top-titles.sql" }`. Asked once an edition, the
     same for every recipient; at most 1,000 rows each."""
     template: str
-    """The subdirectory of the mail in the templates directory."""
+    """The subdirectory of the mail in the templates directory: `subject.txt`, `body.txt` and, if you like, `body.html`.
+    Files in its `attachments` go with every mail; images in its `inline` are shown where the HTML has
+    `src="cid:logo.png"`. They may have 5 MiB together."""
     from_: str | None = Field(default=None, alias="from")
     """The sender, such as `Acme <news@acme.example>`; without it `MAINTD_MAIL_FROM`."""
     reply_to: str | None = None
@@ -106,10 +108,11 @@ class CampaignSpec(Spec):
 
 
 def read_files(spec: CampaignSpec, *, schedules: Path, templates: Path) -> dict[str, str]:
-    """Reads every text that a campaign depends on, to be frozen with its job.
+    """Reads every file that a campaign depends on, to be frozen with its job.
 
     Returns:
-        Texts by name: `sql/digest.sql`, `template/digest/body.html`.
+        By name: texts, `sql/digest.sql`, `template/digest/body.html`, and in base64 what goes with every mail,
+        `template/digest/attachments/terms.pdf`.
 
     Raises:
         Problems: Files that are missing or cannot be used, all at once.

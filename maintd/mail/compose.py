@@ -11,6 +11,7 @@ from maintd.ledger.deliveries import Delivery
 from maintd.mail.address import Address, parse_address, parse_from
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.message import Content, build_message, needs_smtputf8
+from maintd.mail.skeleton import Skeleton
 from maintd.mail.templates import Bundle, Rendered, compile_bundle
 from maintd.smtp.session import Outgoing
 
@@ -59,7 +60,7 @@ class Composer:
         *,
         redirect: str | None,
     ) -> None:
-        """Compiles the campaign's template.
+        """Compiles the campaign's template and encodes what is enclosed.
 
         Args:
             campaign: Whose messages to make.
@@ -72,6 +73,7 @@ class Composer:
         self._campaign = campaign
         self._spec = CampaignSpec.model_validate(campaign.spec)
         self._template = compile_bundle(bundle)
+        self._skeleton = Skeleton(seed=campaign.uid, inline=bundle.inline, attachments=bundle.attachments)
         self._from_name, self._from = sender_of(self._spec)
         self._reply_to = parse_address(self._spec.reply_to) if self._spec.reply_to else None
         self._redirect = parse_address(redirect) if redirect else None
@@ -130,10 +132,12 @@ class Composer:
             UnsafeHeader: A header would carry a control character.
         """
         envelope = self._redirect or content.to
+        own, ending = build_message(content, self._skeleton)
         return Outgoing(
             sender=_path(self._from),
             recipient=_path(envelope),
-            content=build_message(content),
+            content=own,
+            ending=ending,
             smtputf8=needs_smtputf8(content) or envelope.ascii_mailbox is None,
         )
 

@@ -7,28 +7,27 @@ which lets line breaks into headers on some of them (CVE-2024-6923, CVE-2026-129
 from __future__ import annotations
 
 import re
-from base64 import b64encode, encodebytes
-from binascii import b2a_qp
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
-from hashlib import blake2b
 
 from maintd.errors import MaintdError
 from maintd.mail.address import Address
+from maintd.mail.parts import LONGEST_LINE, text_part
+from maintd.mail.skeleton import Skeleton
+from maintd.smtp.lines import Ending
 
 _FOLD_AT = 78  # characters, RFC 5322 §2.1.1
-_LONGEST_LINE = 900  # octets; RFC 5322 allows 998, some relays break lines at 990
 _WORD_OCTETS = 36  # 60 characters as an encoded word: RFC 2047 §2 allows 75, less a header's name
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NAME = re.compile(r"[!-9;-~]{1,64}")
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]+@[!-;=?-~]+>")
-_PLAIN_TEXT = re.compile(rf"(?!.*=\?)[!-~]{{1,{_LONGEST_LINE}}}(?: [!-~]{{1,{_LONGEST_LINE}}})*")
+_PLAIN_TEXT = re.compile(rf"(?!.*=\?)[!-~]{{1,{LONGEST_LINE}}}(?: [!-~]{{1,{LONGEST_LINE}}})*")
 _PLAIN_PHRASE = re.compile(r"(?!.*=\?)[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]{1,60}")
 _QUOTABLE_PHRASE = re.compile(r"(?!.*=\?)[ -~]{1,60}")
-_ASCII = bytes(range(128))
 _Q = [chr(octet) if chr(octet).isalnum() and octet < 128 else f"={octet:02X}" for octet in range(256)]
 _Q[ord(" ")] = "_"
 _RESERVED = frozenset({
@@ -95,22 +94,27 @@ def check_headers(headers: Mapping[str, str]) -> None:
     list(_extra(headers.items()))
 
 
-def build_message(content: Content) -> bytes:
-    """Builds the mail: text, or text and HTML as alternatives, in lines of at most 998 octets that end with CRLF.
+def build_message(content: Content, skeleton: Skeleton) -> tuple[bytes, Ending]:
+    """Builds the mail in lines of at most 998 octets that end with CRLF.
 
     Bodies are 7bit, quoted-printable or base64, so no relay needs 8BITMIME. Line ends in them become CRLF, a last
     one is ensured, and what cannot be sent at all (NUL, lone surrogates) becomes a question mark.
+
+    Args:
+        content: What is this mail's own.
+        skeleton: What it has in common with others.
+
+    Returns:
+        The mail's own octets, and those behind them, which others have too.
 
     Raises:
         UnsafeHeader: A header's name or value contains a line break or a control character, or an extra header is
             one of those that are made here.
     """
     head = [*_addressing(content), *_record(content), *_extra(content.headers), "MIME-Version: 1.0"]
-    text = _part("plain", content.text)
-    body = (
-        text if content.html is None else _alternatives(text, _part("html", content.html), content.message_id)
-    )
-    return "\r\n".join(head).encode() + b"\r\n" + body
+    html = None if content.html is None else text_part("html", content.html)
+    body, ending = skeleton.around(text_part("plain", content.text), html)
+    return b"".join(("\r\n".join(head).encode(), b"\r\n", *body)), ending
 
 
 def _addressing(content: Content) -> Iterator[str]:
@@ -123,7 +127,7 @@ def _addressing(content: Content) -> Iterator[str]:
 def _record(content: Content) -> Iterator[str]:
     if content.date.tzinfo is None:
         raise ValueError("the date of a mail must be aware")
-    if len(content.message_id) > _LONGEST_LINE or not _MESSAGE_ID.fullmatch(content.message_id):
+    if len(content.message_id) > LONGEST_LINE or not _MESSAGE_ID.fullmatch(content.message_id):
         raise UnsafeHeader("Message-ID", "it must be <something@somewhere> in ASCII")
     yield _folded("Subject", _text_words(_safe("Subject", content.subject)))
     yield f"Date: {format_datetime(content.date)}"
@@ -192,43 +196,3 @@ def _encoded_words(text: str) -> list[str]:
 def _encoded_word(octets: bytes) -> str:
     base64, quoted = b64encode(octets).decode(), "".join(_Q[octet] for octet in octets)
     return f"=?utf-8?q?{quoted}?=" if len(quoted) <= len(base64) else f"=?utf-8?b?{base64}?="
-
-
-def _part(subtype: str, text: str) -> bytes:
-    encoding, body = _encoded_body(_octets(text))
-    head = f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
-    return head.encode() + body
-
-
-def _octets(text: str) -> bytes:
-    lines = text.replace("\0", "?").replace("\r\n", "\n").replace("\r", "\n")
-    whole = lines if lines.endswith("\n") else lines + "\n"
-    return whole.replace("\n", "\r\n").encode(errors="replace")
-
-
-def _encoded_body(octets: bytes) -> tuple[str, bytes]:
-    """The name of the lightest transfer encoding that keeps these lines safe, and the body in it (RFC 2045 §6)."""
-    if octets.isascii() and max(map(len, octets.split(b"\r\n"))) <= _LONGEST_LINE:
-        return "7bit", octets
-    beyond_ascii = len(octets.translate(None, _ASCII))
-    if beyond_ascii * 6 < len(octets):  # quoted-printable adds two octets for each, base64 a third of all
-        return "quoted-printable", b2a_qp(octets)
-    return "base64", encodebytes(octets).replace(b"\n", b"\r\n")
-
-
-def _alternatives(text: bytes, html: bytes, message_id: str) -> bytes:
-    boundary = _boundary(message_id, text + html)
-    head = f'Content-Type: multipart/alternative;\r\n boundary="{boundary.decode()}"\r\n\r\n'
-    opening, closing = b"--" + boundary + b"\r\n", b"--" + boundary + b"--\r\n"
-    return b"".join((head.encode(), opening, text, b"\r\n", opening, html, b"\r\n", closing))
-
-
-def _boundary(message_id: str, parts: bytes) -> bytes:
-    """A boundary that does not occur in the parts, drawn from the record so that every attempt uses the same."""
-    drawn = 0
-    while True:
-        digest = blake2b(f"{message_id}:{drawn}".encode(), digest_size=12).hexdigest()
-        boundary = f"=_{digest}".encode()
-        if boundary not in parts:
-            return boundary
-        drawn += 1

@@ -13,7 +13,9 @@ from maintd.mail.address import Address, InvalidAddress, parse_address, recipien
 from maintd.mail.audience import Row, ask_shared, open_audience
 from maintd.mail.campaign import SQL_PREFIX, CampaignSpec, bundle_of, columns_used, edition_of
 from maintd.mail.compose import Composer
+from maintd.mail.enclosures import Enclosure
 from maintd.mail.enrol import check_columns
+from maintd.mail.images import with_data_urls
 from maintd.mail.message import Content
 from maintd.mail.templates import MailTemplate, compile_bundle
 from maintd.smtp.session import Outgoing
@@ -54,10 +56,14 @@ class Preview:
     Attributes:
         content: What it says.
         composer: Puts it, or a variation of it, into an envelope.
+        attachments: The files that go with it.
+        inline: The images that its HTML shows.
     """
 
     content: Content
     composer: Composer
+    attachments: tuple[Enclosure, ...]
+    inline: tuple[Enclosure, ...]
 
     @property
     def message(self) -> Outgoing:
@@ -65,11 +71,11 @@ class Preview:
         return self.composer.outgoing(self.content)
 
     def files(self) -> dict[str, bytes]:
-        """What a person may want to open, by file name."""
+        """What a person may want to open, by file name; the HTML is a page that shows its images by itself."""
         texts = {"subject.txt": f"{self.content.subject}\n", "body.txt": self.content.text}
         if self.content.html is not None:
-            texts["body.html"] = self.content.html
-        return {name: text.encode() for name, text in texts.items()} | {"message.eml": self.message.content}
+            texts["body.html"] = with_data_urls(self.content.html, self.inline)
+        return {name: text.encode() for name, text in texts.items()} | {"message.eml": self.message.octets}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +120,7 @@ def preview(
     content = composer.content(
         to, key=recipient_key(to.canonical, key=_KEY), fields={name: row[name] for name in used}
     )
-    return Preview(content=content, composer=composer)
+    return Preview(content=content, composer=composer, attachments=bundle.attachments, inline=bundle.inline)
 
 
 def _occasion(draft: Draft, *, source: Database) -> _Occasion:

@@ -1,8 +1,8 @@
 """Mail templates: a directory with `subject.txt`, `body.txt` and perhaps `body.html`, frozen by digest, then rendered.
 
 Layouts and snippets that several mails share lie in the templates directory itself and are reached by `extends`,
-`include` and `import`. A mailing stores every file that its template reaches, so that editing one changes nothing
-under way.
+`include` and `import`. Files that go with every mail lie in the template's `attachments` and `inline`. A mailing stores
+all of it, so that editing a file changes nothing under way.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from jinja2 import (
 )
 
 from maintd.errors import MaintdError, Problem, Problems, did_you_mean
+from maintd.mail.enclosures import ATTACHMENTS, INLINE, Enclosure, enclosures, is_enclosed, read_enclosures
+from maintd.mail.images import image_problems, with_content_ids
 from maintd.mail.message import is_header_safe
 from maintd.textfile import read_text
 
@@ -52,15 +54,31 @@ class RenderFailed(MaintdError):
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A template with everything it reaches.
+    """A template with everything it reaches and encloses.
 
     Attributes:
         name: Of its directory.
-        files: Their texts by path relative to the templates directory: "digest/body.html", "_layout.html".
+        files: By path relative to the templates directory: texts as they are, "digest/body.html", "_layout.html", and
+            enclosures in base64, "digest/attachments/terms.pdf".
     """
 
     name: str
     files: Mapping[str, str]
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The files that are templates."""
+        return {path: text for path, text in self.files.items() if not is_enclosed(path, template=self.name)}
+
+    @property
+    def attachments(self) -> tuple[Enclosure, ...]:
+        """The files that go with every mail."""
+        return enclosures(self.files, template=self.name, folder=ATTACHMENTS)
+
+    @property
+    def inline(self) -> tuple[Enclosure, ...]:
+        """The images that the HTML shows."""
+        return enclosures(self.files, template=self.name, folder=INLINE)
 
     @property
     def digest(self) -> str:
@@ -79,21 +97,23 @@ class Rendered:
 
 
 def read_bundle(directory: Path, name: str) -> Bundle:
-    """Reads a template and everything it reaches.
+    """Reads a template, everything it reaches, and what it encloses.
 
     Args:
         directory: The templates directory.
         name: Of the template's own directory in it.
 
     Raises:
-        Problems: All of them: missing files, syntax errors, references that are not plain text or lead outside.
+        Problems: All of them: missing files, syntax errors, references that are not plain text or lead outside,
+            enclosures that are too large, images that are shown and not there, or there and not shown.
     """
-    reader = _Reader(directory)
-    if reader.finds(name):
+    reader = _Reader(directory, name)
+    if reader.finds():
         for file in (_SUBJECT, _TEXT):
             reader.read(f"{name}/{file}", referrer=directory / name)
         if (directory / name / _HTML).exists():
             reader.read(f"{name}/{_HTML}", referrer=directory / name)
+        reader.enclose()
     if reader.problems:
         raise Problems(reader.problems)
     return Bundle(name=name, files=reader.files)
@@ -102,13 +122,15 @@ def read_bundle(directory: Path, name: str) -> Bundle:
 class _Reader:
     """Follows references from file to file, and collects what is wrong with them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str) -> None:
         self.files: dict[str, str] = {}
         self.problems: list[Problem] = []
         self._directory = directory
+        self._name = name
         self._environment = _environment({})
 
-    def finds(self, name: str) -> bool:
+    def finds(self) -> bool:
+        name = self._name
         if not _is_plain(name) or "/" in name or not (self._directory / name).is_dir():
             known = (file.parent.name for file in self._directory.glob(f"*/{_SUBJECT}"))
             self._report(self._directory, f'there is no template "{name}"', did_you_mean(name, known))
@@ -123,10 +145,24 @@ class _Reader:
         if text is not None:
             self._follow(path, text)
 
+    def enclose(self) -> None:
+        try:
+            files = read_enclosures(self._directory, self._name)
+        except Problems as error:
+            self.problems.extend(error.problems)
+            return
+        images = enclosures(files, template=self._name, folder=INLINE)
+        html = _html_of(self.files)
+        self.problems += image_problems(html, images, directory=self._directory, template=self._name)
+        self.files |= files
+
     def _text(self, path: str, *, referrer: Path | str) -> str | None:
         file = self._directory / path
         if not _is_plain(path) or not file.resolve().is_relative_to(self._directory.resolve()):
             self._report(referrer, f'"{path}" is not a path inside of {self._directory}')
+            return None
+        if is_enclosed(path, template=self._name):
+            self._report(referrer, f'"{path}" is enclosed with the mail and cannot be a part of its text')
             return None
         if not file.is_file():
             self._report(referrer, f'there is no file "{path}"', did_you_mean(path, self._known()))
@@ -158,6 +194,11 @@ class _Reader:
 
     def _report(self, where: Path | str, what: str, cure: str = "") -> None:
         self.problems.append(Problem(where=str(where), what=what, cure=cure))
+
+
+def _html_of(texts: Mapping[str, str]) -> dict[str, str]:
+    """The texts that HTML can be made of: all but plain ones."""
+    return {path: text for path, text in texts.items() if not path.endswith(".txt")}
 
 
 def _is_plain(path: str) -> bool:
@@ -193,10 +234,12 @@ class MailTemplate:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._files = bundle.files
-        self._environment = _environment(bundle.files)
+        self._files = bundle.texts
+        images = bundle.inline
+        html = {path: with_content_ids(text, images) for path, text in _html_of(self._files).items()}
+        self._environment = _environment(self._files | html)
         try:
-            compiled = {path: self._environment.get_template(path) for path in bundle.files}
+            compiled = {path: self._environment.get_template(path) for path in self._files}
             self.variables = _variables(bundle, self._environment)
         except TemplateSyntaxError as error:
             where = f"{error.name}:{error.lineno}"
@@ -289,7 +332,7 @@ def _date(value: object, format: str) -> str:
 
 
 def _variables(bundle: Bundle, environment: Environment) -> frozenset[str]:
-    trees = {path: environment.parse(text, path) for path, text in bundle.files.items()}
+    trees = {path: environment.parse(text, path) for path, text in bundle.texts.items()}
     entries = [path for file in (_SUBJECT, _TEXT, _HTML) if (path := f"{bundle.name}/{file}") in trees]
     return frozenset().union(*(_wanted(path, trees, above=frozenset()) for path in entries))
 

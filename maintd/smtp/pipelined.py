@@ -202,7 +202,7 @@ class PipelinedSession:
     async def _hand_over(self, turn: _Turn, following: _Turn | None, watcher: Watcher) -> Result:
         """Writes the message with its dot, and the group of the following one right behind it."""
         group, replies = (following.group, 3) if following is not None else (b"", 0)
-        octets = turn.steps.body + group
+        octets = b"".join((*turn.steps.pieces, group))
         if self._wire.alive and not watcher.may_write_dot(turn.index):
             return self._give_up(Phase.DATA, "withdrawn just before it was sent")
         try:

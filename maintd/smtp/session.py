@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from maintd.errors import Unavailable
+from maintd.smtp.lines import NO_ENDING, Ending
 from maintd.smtp.reply import Reply
 
 #: Why a reply of a class that its command does not have ends the session.
@@ -55,13 +56,20 @@ class Outgoing:
         sender: Envelope MAIL FROM; empty for the null return path.
         recipient: Envelope RCPT TO.
         content: Header and body with CRLF line ends, not dot-stuffed.
+        ending: The rest of the body, if other messages end alike.
         smtputf8: The envelope or the header needs RFC 6531.
     """
 
     sender: str
     recipient: str
     content: bytes
+    ending: Ending = NO_ENDING
     smtputf8: bool
+
+    @property
+    def octets(self) -> bytes:
+        """The whole message."""
+        return self.content + self.ending.octets
 
 
 @dataclass(frozen=True, kw_only=True)

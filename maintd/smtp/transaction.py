@@ -6,6 +6,7 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 
+from maintd.smtp.lines import all_end_in_crlf, dot_stuffed
 from maintd.smtp.session import Outgoing
 
 # A line end in an address would begin a new command, an angle bracket would end the address; the rest is refused
@@ -24,12 +25,17 @@ class Transaction:
     Attributes:
         mail: The MAIL command, without its line end.
         rcpt: The RCPT command, without its line end.
-        body: The message, dot-stuffed, with the terminating dot.
+        pieces: The message, dot-stuffed, and its terminating dot; joined when its turn comes, for it may be large.
     """
 
     mail: bytes
     rcpt: bytes
-    body: bytes
+    pieces: tuple[bytes, ...]
+
+    @property
+    def body(self) -> bytes:
+        """The message, dot-stuffed, with the terminating dot."""
+        return b"".join(self.pieces)
 
 
 def transaction(message: Outgoing, *, extensions: Container[str]) -> Transaction:
@@ -42,29 +48,28 @@ def transaction(message: Outgoing, *, extensions: Container[str]) -> Transaction
     Raises:
         Unsendable: An address that could inject commands, bare line ends, or a need that the relay does not meet.
     """
-    _check_lines(message.content)
-    content = message.content
-    if content and not content.endswith(b"\r\n"):
-        content += b"\r\n"
-    parameters = _parameters(message, size=len(content), extensions=extensions)
+    content = _in_lines(message)
+    size = len(content) + len(message.ending.octets)
+    parameters = _parameters(message, size=size, extensions=extensions)
     return Transaction(
         mail=b" ".join([b"MAIL FROM:" + _path(message.sender, message=message), *parameters]),
         rcpt=b"RCPT TO:" + _path(_present(message.recipient), message=message),
-        body=_dot_stuffed(content) + b".\r\n",
+        pieces=(dot_stuffed(content), message.ending.stuffed, b".\r\n"),
     )
 
 
-def _check_lines(content: bytes) -> None:
-    # RFC 5321 §2.3.8. Servers disagree about bare line ends, which is how one message is smuggled inside another.
-    if not content.count(b"\r\n") == content.count(b"\n") == content.count(b"\r"):
+def _in_lines(message: Outgoing) -> bytes:
+    content = message.content
+    if not (all_end_in_crlf(content) and message.ending.is_in_lines):
         raise Unsendable("the message has a line that does not end in CRLF")
+    return content if not content or content.endswith(b"\r\n") else content + b"\r\n"
 
 
 def _parameters(message: Outgoing, *, size: int, extensions: Container[str]) -> list[bytes]:
     parameters = []
     if "size" in extensions:
         parameters.append(b"SIZE=%d" % size)  # RFC 1870 §3: octets with CRLF, before dot-stuffing
-    if not message.content.isascii():
+    if not (message.content.isascii() and message.ending.is_ascii):
         _need("8bitmime", extensions=extensions, why="the message has 8-bit characters")
         parameters.append(b"BODY=8BITMIME")
     if message.smtputf8:
@@ -92,9 +97,3 @@ def _path(address: str, *, message: Outgoing) -> bytes:
             "an envelope address has non-ASCII characters and the message is not marked as SMTPUTF8"
         )
     return b"<" + address.encode() + b">"
-
-
-def _dot_stuffed(content: bytes) -> bytes:
-    # RFC 5321 §4.5.2: a line that begins with a dot gets another.
-    stuffed = content.replace(b"\r\n.", b"\r\n..")
-    return b"." + stuffed if stuffed.startswith(b".") else stuffed

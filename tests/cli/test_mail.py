@@ -288,6 +288,19 @@ class TestPreview:
             assert part.get_content().splitlines() == written[name].decode().splitlines()
         assert message["X-Maintd-Campaign"] == "hello/ever"
 
+    def test_it_lists_what_is_enclosed_and_its_page_shows_the_images(self, house: House) -> None:
+        house.write("templates/hello/attachments/terms.txt", "x" * 2048)
+        house.write("templates/hello/inline/logo.svg", "<svg/>")
+        house.write("templates/hello/body.html", '<img src="cid:logo.svg">')
+        shown = house.done("preview", "hello", "--output", str(house.path / "out")).out
+        assert "attachments/terms.txt (text/plain, 2.0 KiB)\ninline/logo.svg (image/svg+xml, 6 B)\n" in shown
+        page = (house.path / "out/body.html").read_text()
+        assert page == '<img src="data:image/svg+xml;base64,PHN2Zy8+">'
+        assert b'filename="terms.txt"' in (house.path / "out/message.eml").read_bytes()
+        listed = house.done("preview", "hello", "--json").json
+        assert listed["attachments"] == [{"name": "terms.txt", "type": "text/plain", "octets": 2048}]
+        assert listed["inline"] == [{"name": "logo.svg", "type": "image/svg+xml", "octets": 6}]
+
     def test_a_missing_column_is_refused_by_name(self, house: House) -> None:
         house.write("schedules/hello.sql", "SELECT id, email FROM person")
         ended = house.maintd("preview", "hello")

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maintd.smtp.lines import Ending
 from maintd.smtp.transaction import Unsendable, transaction
 from tests.smtp.relaying import message
 
@@ -35,7 +36,29 @@ def test_no_line_of_a_message_looks_like_its_end(content: bytes, body: bytes) ->
     assert transaction(message(content=content), extensions=ALL).body == body
 
 
-@given(st.lists(st.sampled_from([b".", b"\r\n", b"a", b".\r\n"]), max_size=12).map(b"".join))
+octets = st.lists(st.sampled_from([b".", b"\r\n", b"a", b".\r\n"]), max_size=12).map(b"".join)
+lines = octets.filter(lambda octets: not octets or octets.endswith(b"\r\n"))
+
+
+@given(content=lines, ending=lines)
+def test_a_common_ending_makes_no_other_message(content: bytes, ending: bytes) -> None:
+    whole = transaction(message(content=content + ending), extensions=ALL)
+    assert transaction(message(content=content, ending=Ending(ending)), extensions=ALL).mail == whole.mail
+    assert transaction(message(content=content, ending=Ending(ending)), extensions=ALL).body == whole.body
+
+
+@pytest.mark.parametrize("ending", [b"a", b"a\n", b"a\r\nb\r", b"\r\r\n"])
+def test_a_common_ending_is_whole_lines(ending: bytes) -> None:
+    with pytest.raises(Unsendable, match="CRLF"):
+        transaction(message(ending=Ending(ending)), extensions=ALL)
+
+
+def test_a_common_ending_of_eight_bits_is_announced() -> None:
+    steps = transaction(message(ending=Ending("ü\r\n".encode())), extensions=ALL)
+    assert b"BODY=8BITMIME" in steps.mail
+
+
+@given(octets)
 def test_the_end_of_a_message_is_at_its_end_only(content: bytes) -> None:
     body = transaction(message(content=content), extensions=ALL).body
     assert (b"\r\n" + body).find(b"\r\n.\r\n") == len(body) - 3
