@@ -23,11 +23,14 @@ from maintd.cli import cli
 from maintd.config.reference import reference
 from maintd.execution.kinds import SPECS
 from maintd.ledger.states import RUN_MOVES, RunState
+from maintd.mail import schedules
+from maintd.mail.failures import Failure
+from maintd.mail.schedules import Schedule
 from maintd.samples import SCHEDULES, sample_directory
 from maintd.scheduling.calendar import When
 from maintd.scheduling.job import JobHeader, Retry
 from maintd.spec import Duration, Spec, ZonedInstant
-from maintd.units import Rate
+from maintd.units import Rate, format_duration
 
 DOCS = Path(__file__).parent
 
@@ -76,7 +79,7 @@ def pages() -> dict[Path, str]:
         DOCS / "jobs.md": _page(_jobs()),
         DOCS / "settings.md": _page(_settings()),
         DOCS / "commands.md": _page(_commands()),
-        how_it_works: _with_moves(how_it_works.read_text(encoding="utf-8")),
+        how_it_works: _with_tables(how_it_works.read_text(encoding="utf-8")),
     }
 
 
@@ -269,18 +272,51 @@ def _option(option: click.Option, context: click.Context) -> tuple[str, str, str
     return f"`{names}{value}`", str(shown), option.help or ""
 
 
-# The moves of a run, inside of a page that is written by hand
-
-_MOVES = re.compile(r"(<!-- run moves -->\n).*?(<!-- end -->)", re.DOTALL)
+# Tables inside of a page that is written by hand
 
 
-def _with_moves(page: str) -> str:
+def _with_tables(page: str) -> str:
+    for name, table in (("run moves", _moves()), ("failures", _failures())):
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page = place.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", page)
+    return page
+
+
+def _moves() -> str:
     rows = [
         (f"`{state}`", ", ".join(f"`{to}`" for to in RunState if to in moves) or "nothing else: it is over")
         for state, moves in RUN_MOVES.items()
     ]
-    table = _table(("a run that is", "may become"), rows)
-    return _MOVES.sub(lambda found: f"{found[1]}{table}{found[2]}", page)
+    return _table(("a run that is", "may become"), rows)
+
+
+_MEMBER = re.compile(r'= "(\w+)"  #: (.+)')
+
+
+def _failures() -> str:
+    meanings = dict(_MEMBER.findall(inspect.getsource(Failure)))
+    rows = [
+        (f"`{failure}`", meanings[failure], _waits(schedule), _given_up(schedule))
+        for failure, schedule in schedules.SCHEDULES.items()
+    ]
+    return _table(("failure", "what it says", "tried again after", "given up"), rows)
+
+
+def _waits(schedule: Schedule) -> str:
+    if schedule.most == 0:
+        return "never"
+    waits, longest = [schedule.waits.wait(failures=1)], schedule.waits.longest
+    while waits[-1] < longest and len(waits) < (schedule.most or 1):
+        waits.append(schedule.waits.wait(failures=len(waits) + 1))
+    shown = ", ".join(format_duration(wait) for wait in waits)
+    more = schedule.most is None or len(waits) < schedule.most
+    return f"{shown}, and so on" if more else shown
+
+
+def _given_up(schedule: Schedule) -> str:
+    if schedule.longest is not None:
+        return f"after {format_duration(schedule.longest)}"
+    return f"at failure {schedule.most + 1}" if schedule.most else "at once"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

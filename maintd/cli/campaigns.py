@@ -120,15 +120,24 @@ def pause_campaign(context: Context, *, name: str, reason: str) -> None:
     },
 )
 @click.argument("name")
+@click.option(
+    "--refused",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="From now on bear this share of refusals for good, whatever stop_at.refused says.",
+)
 @pass_context
-def resume_campaign(context: Context, *, name: str) -> None:
+def resume_campaign(context: Context, *, name: str, refused: float | None) -> None:
     """Let a paused campaign go on where it stopped.
+
+    What is counted to stop it, refusals and doubts, is counted from now.
 
     \b
     Example: maintd campaigns resume weekly-digest/2026-W47
+             maintd campaigns resume weekly-digest/2026-W47 --refused 0.2
     """
     with context.runtime() as runtime:
-        campaign = control.resume(runtime.ledger, name, now=context.clock.now())
+        campaign = control.resume(runtime.ledger, name, now=context.clock.now(), refused=refused)
     with open_wake(context.settings) as wake:
         wake({Queue.MAIL_BULK})
     click.echo(f"{campaign.name} is sending")

@@ -190,6 +190,7 @@ def _delivery(traced: Traced) -> dict[str, Any]:
         "address": delivery.address,
         "recipient": delivery.recipient,
         "state": delivery.state.value,
+        "failure": delivery.failure,
         "at": delivery.settled_at,
         "code": delivery.code,
         "enhanced": delivery.enhanced,
@@ -199,7 +200,7 @@ def _delivery(traced: Traced) -> dict[str, Any]:
     }
 
 
-_OUTCOME = ("state", "at", "code", "enhanced", "detail", "copies")
+_OUTCOME = ("state", "at", "code", "enhanced", "failure", "detail", "copies")
 _HEADINGS = {"at": "when", "message_id": "message id"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection
 from datetime import timedelta
@@ -14,6 +15,7 @@ from maintd.execution import executor, mailings
 from maintd.execution.patience import Patience
 from maintd.execution.queues import MAIL_QUEUES, Queue, queues_with_mail
 from maintd.execution.runtime import Runtime
+from maintd.ledger import campaigns
 from maintd.ledger.engine import identity
 from maintd.mail.pump import Pump, PumpSettings
 from maintd.mail.recorder import Recorder, this_boot, this_machine
@@ -61,6 +63,8 @@ class Worker:
         self._recorder: Recorder | None = None
         self._pump: Pump | None = None
         self._patience = Patience(runtime.clock)
+        #: Why no mail goes out, as the ledger was told; "" until it was told anything.
+        self._told: str | None = ""
 
     def work(self, queue: Queue) -> set[Queue]:
         """Takes due work of a queue until there is none or the budget is spent.
@@ -87,11 +91,22 @@ class Worker:
         try:
             ready = self._pump_once()
         except Unavailable as error:
-            wait = self._patience.failed()
-            logger.warning("%s; tried again in %g s or later", error, wait.total_seconds())
+            self._patience.failed()
+            self._tell(f"waits: {error}")
             return set()
         self._patience.worked()
+        self._tell(None)
         return ready
+
+    def _tell(self, why: str | None) -> None:
+        """Says once why no mail goes out, in the log and with every campaign that waits for it."""
+        if why == self._told:
+            return
+        self._told = why
+        if why is not None:
+            logger.warning("mail %s; it is tried again, at growing intervals of up to a minute", why)
+        with contextlib.suppress(Unavailable), self.runtime.ledger.write() as connection:
+            campaigns.tell_why_waiting(connection, why)
 
     def _pump_once(self) -> set[Queue]:
         runtime, pump = self.runtime, self.ready_to_mail()

@@ -42,6 +42,7 @@ class Campaign:
     tail: int
     created_at: datetime
     enrolled_at: datetime | None
+    sending_since: datetime | None
     finished_at: datetime | None
 
     @property
@@ -165,7 +166,7 @@ def move(
         values["enrolled_at"] = sa.func.coalesce(
             campaigns.c.enrolled_at, sa.literal(now, campaigns.c.enrolled_at.type)
         )
-        values["finished_at"] = None
+        values |= {"sending_since": now, "finished_at": None}
     if to in (CampaignState.FINISHED, CampaignState.CANCELLED):
         values["finished_at"] = now
     changed = connection.execute(
@@ -174,6 +175,20 @@ def move(
         .values(**values)
     )
     return changed.rowcount == 1
+
+
+def keep_spec(connection: Connection, campaign_id: int, spec: Mapping[str, Any]) -> None:
+    """Changes the keys with which a campaign goes on; what decides the content stays as it is."""
+    connection.execute(sa.update(campaigns).where(campaigns.c.id == campaign_id).values(spec=dict(spec)))
+
+
+def tell_why_waiting(connection: Connection, reason: str | None) -> None:
+    """Notes with every sending campaign what it waits for; None: for nothing any more."""
+    connection.execute(
+        sa.update(campaigns)
+        .where(campaigns.c.state == CampaignState.SENDING, campaigns.c.reason.is_distinct_from(reason))
+        .values(reason=reason)
+    )
 
 
 def finish_if_done(connection: Connection, campaign_id: int, *, now: datetime) -> bool:
@@ -196,7 +211,7 @@ def finish_if_done(connection: Connection, campaign_id: int, *, now: datetime) -
             ~open_batch,
             ~deferred,
         )
-        .values(state=CampaignState.FINISHED, finished_at=now)
+        .values(state=CampaignState.FINISHED, finished_at=now, reason=None)
     )
     return changed.rowcount == 1
 

@@ -33,6 +33,7 @@ class Delivery:
     copies: int
     failures: int
     failure: str | None
+    deferred_at: datetime | None
     due_at: datetime | None
     settled_at: datetime | None
     phase: str | None
@@ -50,6 +51,8 @@ class Outcome:
         state: The state it moves to.
         fact: A reply of the relay was read. A fact is merged into any state that allows the move; what is only
             inferred applies to a delivery that is still pending.
+        failure: Of what type it is, if it is one.
+        counted: Of a deferred one: whether that counts among its failures.
         due_at: Of a deferred one: when it comes back.
     """
 
@@ -57,6 +60,8 @@ class Outcome:
     ordinal: int
     state: DeliveryState
     fact: bool
+    failure: str | None = None
+    counted: bool = True
     phase: str | None = None
     code: int | None = None
     enhanced: str | None = None
@@ -178,10 +183,20 @@ def suppress(connection: Connection, stretch: Stretch, *, now: datetime) -> int:
 def settle_range(
     connection: Connection, stretch: Stretch, *, to: DeliveryState, now: datetime, detail: str
 ) -> int:
-    """Moves every unsettled delivery of a stretch; returns how many."""
+    """Moves every unsettled delivery of a stretch; returns how many.
+
+    What was refused before keeps the relay's last words behind the detail.
+    """
     assert to in DELIVERY_MOVES[DeliveryState.PENDING]
+    said_before = sa.literal(f"{detail}; before: ") + deliveries.c.detail
     changed = connection.execute(
-        sa.update(deliveries).where(_pending_in(stretch)).values(state=to, settled_at=now, detail=detail)
+        sa.update(deliveries)
+        .where(_pending_in(stretch))
+        .values(
+            state=to,
+            settled_at=now,
+            detail=sa.case((deliveries.c.code.is_not(None), said_before), else_=detail),
+        )
     )
     return changed.rowcount
 
@@ -208,22 +223,35 @@ def settle(connection: Connection, campaign_id: int, outcomes: Iterable[Outcome]
                 sa.or_(*(deliveries.c.state == state for state in allowed)),
                 attempt,
             )
-            .values(
-                state=state,
-                settled_at=now,
-                failures=deliveries.c.failures + int(state is DeliveryState.DEFERRED),
-                **{name: sa.bindparam(f"to_{name}") for name in _SETTLED_WITH},
-            )
+            .values(state=state, settled_at=now, **_failed(state, now=now), **_SETTLED)
         )
         connection.execute(statement, [_parameters(outcome) for outcome in group])
 
 
 _SETTLED_WITH = ("phase", "code", "enhanced", "detail", "due_at")
+_SETTLED: dict[str, Any] = {name: sa.bindparam(f"to_{name}") for name in _SETTLED_WITH}
+_FAILED = (DeliveryState.DEFERRED, DeliveryState.REJECTED)
+
+
+def _failed(state: DeliveryState, *, now: datetime) -> dict[str, Any]:
+    """What a failure leaves in a row; it stays there when a later attempt succeeds."""
+    if state not in _FAILED:
+        return {}
+    values: dict[str, Any] = {"failure": sa.bindparam("to_failure")}
+    if state is DeliveryState.DEFERRED:
+        first = sa.func.coalesce(deliveries.c.deferred_at, sa.literal(now, deliveries.c.deferred_at.type))
+        values |= {"failures": deliveries.c.failures + sa.bindparam("counted"), "deferred_at": first}
+    return values
 
 
 def _parameters(outcome: Outcome) -> dict[str, Any]:
-    settled = {f"to_{name}": getattr(outcome, name) for name in _SETTLED_WITH}
-    return {"key": outcome.recipient_key, "at": outcome.ordinal} | settled
+    parameters = {f"to_{name}": getattr(outcome, name) for name in _SETTLED_WITH}
+    parameters |= {"key": outcome.recipient_key, "at": outcome.ordinal}
+    if outcome.state in _FAILED:
+        parameters["to_failure"] = outcome.failure
+    if outcome.state is DeliveryState.DEFERRED:
+        parameters["counted"] = int(outcome.counted)
+    return parameters
 
 
 def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime, limit: int) -> int:
@@ -427,7 +455,7 @@ def _resolve(
     assert to in DELIVERY_MOVES[DeliveryState.UNCERTAIN]
     values: dict[str, Any] = {"state": to, "settled_at": now, "detail": detail}
     if to is DeliveryState.DEFERRED:
-        values |= {"due_at": now, "copies": deliveries.c.copies + 1}
+        values |= {"due_at": now, "deferred_at": None, "copies": deliveries.c.copies + 1}
     changed = connection.execute(
         sa.update(deliveries)
         .where(deliveries.c.campaign_id == campaign_id, which, deliveries.c.state == DeliveryState.UNCERTAIN)

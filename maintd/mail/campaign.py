@@ -39,12 +39,15 @@ class AudienceSpec(Spec):
 
 
 class MailStopAt(Spec):
-    """Caps that stop a mailing before its first message."""
+    """Caps that stop a mailing: the first two before its first message, the last while it is under way."""
 
     recipients: int | None = Field(default=None, ge=1)
     """More recipients than this: nothing is sent."""
     growth: float | None = Field(default=None, gt=0)
     """More than this many times the recipients of the edition before: nothing is sent."""
+    refused: float = Field(default=0.05, ge=0, le=1)
+    """More than this share of the last 200 messages refused for good: the campaign is paused. With 1 it never is for
+    that."""
 
 
 class CampaignSpec(Spec):
@@ -77,7 +80,7 @@ class CampaignSpec(Spec):
     expires: Duration | None = None
     """What was not sent this long after the edition began is not sent any more."""
     stop_at: MailStopAt = MailStopAt()
-    """Caps that stop the mailing before its first message."""
+    """Caps that stop the mailing."""
 
     @field_validator("headers")
     @classmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+
+from sqlalchemy.engine import Connection
 
 from maintd.clock import Clock
 from maintd.database import Database
@@ -48,14 +50,33 @@ def pause(ledger: Database, name: str, *, reason: str, now: datetime) -> Campaig
     return _move(ledger, name, froms={CampaignState.SENDING}, to=CampaignState.PAUSED, reason=reason, now=now)
 
 
-def resume(ledger: Database, name: str, *, now: datetime) -> Campaign:
-    """Lets a paused campaign go on.
+def resume(ledger: Database, name: str, *, now: datetime, refused: float | None = None) -> Campaign:
+    """Lets a paused campaign go on. What is counted to stop it is counted from now.
+
+    Args:
+        ledger: Where it is.
+        name: Its name, or its id.
+        now: The present instant.
+        refused: Takes the place of its `stop_at.refused`, from 0.0 to 1.0.
 
     Raises:
         UsageError: There is no such campaign.
         NotPossible: It is not paused.
     """
-    return _move(ledger, name, froms={CampaignState.PAUSED}, to=CampaignState.SENDING, reason=None, now=now)
+
+    def bear(connection: Connection, campaign: Campaign) -> None:
+        stop_at = campaign.spec.get("stop_at", {}) | {"refused": refused}
+        campaigns.keep_spec(connection, campaign.id, campaign.spec | {"stop_at": stop_at})
+
+    return _move(
+        ledger,
+        name,
+        froms={CampaignState.PAUSED},
+        to=CampaignState.SENDING,
+        reason=None,
+        now=now,
+        change=None if refused is None else bear,
+    )
 
 
 def cancel(ledger: Database, name: str, *, reason: str, clock: Clock) -> Cancelled:
@@ -93,16 +114,19 @@ def _move(
     to: CampaignState,
     reason: str | None,
     now: datetime,
+    change: Callable[[Connection, Campaign], None] | None = None,
 ) -> Campaign:
-    """Moves a campaign from one of these states; one that is there already is left as it is."""
+    """Moves a campaign from one of these states; one that is there already is left alone, if there is no change."""
     with ledger.write() as connection:
         campaign = campaigns.lock(connection, campaigns.named(connection, name).id)
-        if campaign.state is to:
+        if campaign.state is to and change is None:
             return campaign
         if campaign.state not in froms:
             raise NotPossible(
                 f"campaign {campaign.name} is {campaign.state}; only one that is {_either(froms)} can become {to}"
             )
+        if change is not None:
+            change(connection, campaign)
         campaigns.move(connection, campaign.id, to=to, now=now, reason=reason)
         return campaigns.get(connection, campaign.id)
 

@@ -4,7 +4,7 @@ All numbers are little-endian, all texts UTF-8, all instants microseconds since 
 any number of entries:
 
     header  8s   magic, "maintdFR"
-            H    version of this format, 1
+            H    version of this format, 2
             48s  uid of the recorder        } padded with NUL
             36s  boot id                    }
             64s  machine id                 }
@@ -19,10 +19,11 @@ any number of entries:
             16s  key of the recipient
 
     reply   B    state: 1 sent, 2 deferred, 3 rejected, 4 uncertain
+            B    1: a deferral that counts among the failures of its delivery; 0: one that does not
             i    ordinal: the place in the line that the attempt had
             H    SMTP code; 0: none
             q    when a deferred delivery is due; 0: never
-            B+   phase, enhanced status code, detail: each the size of a text and the text; 0: none
+            B+   phase, enhanced status code, detail, type of failure: each the size of a text and the text; 0: none
 
 Every CRC is the CRC-32 of all that was written so far but the CRCs themselves. So an entry is believed only behind
 everything it was written behind: one that was altered, lost, doubled or moved ends the file there.
@@ -42,14 +43,14 @@ from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
 
 #: Bytes of a reply's texts; what is longer is cut. Together with the rest of a reply they fit into one byte's size.
-LONGEST_PHASE, LONGEST_ENHANCED, LONGEST_DETAIL = 8, 15, 200
+LONGEST_PHASE, LONGEST_ENHANCED, LONGEST_DETAIL, LONGEST_FAILURE = 8, 15, 200, 12
 
 _MAGIC = b"maintdFR"
-_VERSION = 1
+_VERSION = 2
 _CRC = struct.Struct("<I")
 _HEADER = struct.Struct("<8sH48s36s64sIq")
 _ENTRY = struct.Struct("<BBq16s")
-_REPLY = struct.Struct("<BiHq")
+_REPLY = struct.Struct("<BBiHq")
 _KEY_SIZE = 16
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -108,13 +109,15 @@ class Entry(NamedTuple):
             Damaged: It is no reply of this format.
         """
         try:
-            number, ordinal, code, due = _REPLY.unpack_from(self.tail)
-            phase, enhanced, detail = _texts(self.tail[_REPLY.size :])
+            number, counted, ordinal, code, due = _REPLY.unpack_from(self.tail)
+            phase, enhanced, detail, failure = _texts(self.tail[_REPLY.size :])
             return Outcome(
                 recipient_key=self.recipient_key,
                 ordinal=ordinal,
                 state=_STATES[number],
                 fact=True,
+                failure=failure,
+                counted=bool(counted),
                 phase=phase,
                 code=code or None,
                 enhanced=enhanced,
@@ -158,11 +161,15 @@ def reply_bytes(batch_id: int, outcome: Outcome, *, after: int) -> tuple[bytes, 
     if not outcome.fact or outcome.state not in _NUMBERS:
         raise ValueError(f"not what a reply did: {outcome}")
     due = _microseconds(outcome.due_at) if outcome.due_at else 0
-    reply = _REPLY.pack(_NUMBERS[outcome.state], outcome.ordinal, outcome.code or 0, due)
-    phase = _cut(outcome.phase, LONGEST_PHASE)
-    enhanced = _cut(outcome.enhanced, LONGEST_ENHANCED)
-    detail = _cut(outcome.detail, LONGEST_DETAIL)
-    tail = b"%b%c%b%c%b%c%b" % (reply, len(phase), phase, len(enhanced), enhanced, len(detail), detail)
+    state = _NUMBERS[outcome.state]
+    reply = _REPLY.pack(state, outcome.counted, outcome.ordinal, outcome.code or 0, due)
+    texts = (
+        _cut(outcome.phase, LONGEST_PHASE),
+        _cut(outcome.enhanced, LONGEST_ENHANCED),
+        _cut(outcome.detail, LONGEST_DETAIL),
+        _cut(outcome.failure, LONGEST_FAILURE),
+    )
+    tail = reply + b"".join(b"%c%b" % (len(text), text) for text in texts)
     return _entry_bytes(Kind.REPLY, batch_id, outcome.recipient_key, tail, after=after)
 
 

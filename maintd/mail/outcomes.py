@@ -1,75 +1,65 @@
-"""From what the relay said to what is written into the ledger, and when a refused message is tried again."""
+"""From what the relay said to what is written into the ledger."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import DeliveryState
-from maintd.retry import Backoff
-from maintd.smtp.session import Phase, Result, Verdict
+from maintd.mail.failures import About, Failure, about, failure_of
+from maintd.mail.schedules import SCHEDULES, WHEN_RESUMED, Schedule, asked_wait
+from maintd.smtp.session import Result, Verdict
 
-#: RFC 5321 §4.5.4.1 asks for at least 30 minutes between tries in general and a quicker second try or two; greylisting
-#: commonly lets the second try pass after five minutes.
-DEFERRAL = Backoff(first=timedelta(minutes=5), factor=3.0, longest=timedelta(hours=4))
-#: 5 min, 15 min, 45 min, 2 h 15 min, then every 4 h: the last try comes a good day after the first.
-MOST_DEFERRALS = 10
-#: How often a connection may be lost before the dot until a message itself is suspected and waits its turn.
-UNSENT_TRIES = 3
-
-_STATES = {
+_KNOWN_OR_NOT = {
     Verdict.ACCEPTED: DeliveryState.SENT,
-    Verdict.REJECTED: DeliveryState.REJECTED,
     Verdict.UNCERTAIN: DeliveryState.UNCERTAIN,
 }
 
 
-#: Results in a row that speak of the sender or the relay and not of the recipient, until the campaign is paused.
-MOST_OMINOUS = 25
+def outcome_of(
+    delivery: Delivery,
+    result: Result,
+    *,
+    now: datetime,
+    sending_since: datetime,
+    expires_at: datetime | None = None,
+) -> Outcome:
+    """What a result does to its delivery. `UNSENT`, when it comes here at all, is a failure to connect.
 
+    A refusal for good rejects the recipient only if it is about the recipient; else the message is put off.
 
-@dataclass(kw_only=True)
-class Streak:
-    """How long a campaign has met with nothing but ominous results, over all its batches.
-
-    Attributes:
-        length: Results in a row.
-        last: What the latest of them said.
+    Args:
+        delivery: As it was before.
+        result: Of the attempt.
+        now: When it came.
+        sending_since: When the campaign last began to send: while it was paused, nothing was put off.
+        expires_at: Of the campaign: what would come back later comes back then, to expire.
     """
-
-    length: int = 0
-    last: str | None = None
-
-    def count(self, result: Result, said: str | None) -> None:
-        """Takes in a result. One that never came to an answer says neither good nor bad."""
-        if is_ominous(result):
-            self.ominous(said)
-        elif result.verdict is not Verdict.UNSENT:
-            self.length = 0
-
-    def ominous(self, said: str | None) -> None:
-        """Takes in what bodes ill."""
-        self.length += 1
-        self.last = said
-
-
-def is_ominous(result: Result) -> bool:
-    """Whether a result says that the next recipients would fare no better: anything but a word on this recipient."""
-    refused = result.verdict is Verdict.REJECTED and result.reply is not None
-    return result.verdict is Verdict.UNCERTAIN or (refused and result.phase is not Phase.RCPT)
-
-
-def outcome_of(delivery: Delivery, result: Result, *, now: datetime) -> Outcome:
-    """What a result does to its delivery. `UNSENT`, when it comes here at all, waits like `DEFERRED`."""
-    if result.verdict in (Verdict.DEFERRED, Verdict.UNSENT) or _refuses_sender(result):
-        return _deferred(delivery, result, now=now)
-    return _outcome(delivery, result, state=_STATES[result.verdict])
-
-
-def _refuses_sender(result: Result) -> bool:
-    """A refusal of MAIL is about who sends (RFC 5321 §4.2.3: 530, 550 policy …): it is no word on the recipient."""
-    return result.verdict is Verdict.REJECTED and result.phase is Phase.MAIL and result.reply is not None
+    if result.verdict in _KNOWN_OR_NOT:
+        return _outcome(delivery, result, state=_KNOWN_OR_NOT[result.verdict])
+    failure = _failure(delivery, result)
+    whom = _refused(failure, result)
+    if whom is About.RECIPIENT:
+        return _outcome(delivery, result, state=DeliveryState.REJECTED, failure=failure)
+    schedule = WHEN_RESUMED if whom is About.SENDER else SCHEDULES[failure]
+    failures = delivery.failures + int(schedule.counted)
+    wait = schedule.wait(
+        failures=failures,
+        put_off_for=now - max(delivery.deferred_at or now, sending_since),
+        spread=_spread(delivery),
+    )
+    if wait is None:
+        reason = f"given up after {_amount(schedule, failures)}: "
+        return _outcome(delivery, result, state=DeliveryState.REJECTED, failure=failure, prefix=reason)
+    due_at = now + max(wait, _asked(result))
+    return _outcome(
+        delivery,
+        result,
+        state=DeliveryState.DEFERRED,
+        failure=failure,
+        counted=schedule.counted,
+        due_at=due_at if expires_at is None else min(due_at, expires_at),
+    )
 
 
 def cut_off(recipient_key: bytes, *, ordinal: int) -> Outcome:
@@ -103,19 +93,34 @@ def refused_here(delivery: Delivery, reason: str) -> Outcome:
         ordinal=delivery.ordinal,
         state=DeliveryState.REJECTED,
         fact=False,
+        failure=Failure.TEMPLATE,
         phase="render",
         detail=reason[:500],
     )
 
 
-def _deferred(delivery: Delivery, result: Result, *, now: datetime) -> Outcome:
-    failures = delivery.failures + 1
-    if failures > MOST_DEFERRALS:
-        return _outcome(
-            delivery, result, state=DeliveryState.REJECTED, prefix=f"given up after {failures} tries: "
-        )
-    due_at = now + DEFERRAL.wait(failures=failures, spread=_spread(delivery))
-    return _outcome(delivery, result, state=DeliveryState.DEFERRED, due_at=due_at)
+def _failure(delivery: Delivery, result: Result) -> Failure:
+    if result.verdict is Verdict.UNSENT:
+        return Failure.CONNECT
+    first = delivery.failures == 0
+    known = failure_of(result.phase, result.reply, first=first) if result.reply else None
+    return known or Failure.PERMANENT
+
+
+def _refused(failure: Failure, result: Result) -> About | None:
+    """Of whom a refusal for good speaks; None if it was none."""
+    if result.verdict is not Verdict.REJECTED:
+        return None
+    # What this relay cannot be given at all is a matter of this one message, and of its recipient's address mostly.
+    return about(failure, result.phase) if result.reply else About.RECIPIENT
+
+
+def _amount(schedule: Schedule, failures: int) -> str:
+    return f"{failures} tries" if schedule.longest is None else f"{schedule.longest.days} days"
+
+
+def _asked(result: Result) -> timedelta:
+    return asked_wait(result.reply.text) if result.reply else timedelta()
 
 
 def _spread(delivery: Delivery) -> float:
@@ -128,6 +133,8 @@ def _outcome(
     result: Result,
     *,
     state: DeliveryState,
+    failure: Failure | None = None,
+    counted: bool = True,
     due_at: datetime | None = None,
     prefix: str = "",
 ) -> Outcome:
@@ -138,6 +145,8 @@ def _outcome(
         state=state,
         # An answer that makes no sense was read too, but it says nothing.
         fact=reply is not None and result.verdict is not Verdict.UNCERTAIN,
+        failure=failure,
+        counted=counted,
         phase=result.phase.value,
         code=reply.code if reply else None,
         enhanced=reply.enhanced if reply else None,

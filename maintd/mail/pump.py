@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from maintd.clock import Clock, new_token
 from maintd.database import Database
@@ -21,9 +21,10 @@ from maintd.ledger import batches, campaigns
 from maintd.ledger.batches import Batch, NotSending, Ready
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState
+from maintd.mail.breaker import Breaker
+from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import Composer
 from maintd.mail.held import HeldBatch, Pumped
-from maintd.mail.outcomes import Streak
 from maintd.mail.recorder import Recorder
 from maintd.mail.templates import Bundle, RenderFailed
 from maintd.mail.turn import Turn
@@ -80,7 +81,8 @@ class Pump:
         self._owner = owner
         self._recorder = recorder
         self._composers: dict[int, Composer] = {}
-        self._streaks: dict[int, Streak] = {}
+        #: Each from when its campaign last began to send.
+        self._breakers: dict[tuple[int, datetime | None], Breaker] = {}
         #: By urgency, the line whose turn was the last.
         self._last: dict[bool, tuple[int, int]] = {}
         #: Batches of which the ledger, away at that moment, has not got all that is known.
@@ -130,9 +132,9 @@ class Pump:
 
     def _forget_what_is_over(self) -> None:
         with self._ledger.read() as connection:
-            sending = {campaign.id for campaign in campaigns.sending(connection)}
-        self._composers = {key: self._composers[key] for key in self._composers.keys() & sending}
-        self._streaks = {key: self._streaks[key] for key in self._streaks.keys() & sending}
+            sending = {campaign.id: campaign.sending_since for campaign in campaigns.sending(connection)}
+        self._composers = {key: self._composers[key] for key in self._composers.keys() & sending.keys()}
+        self._breakers = {key: self._breakers[key] for key in self._breakers.keys() & sending.items()}
 
     def _next(self, passed: Collection[tuple[int, int]]) -> Ready | None:
         """Whose turn it is: the urgent before the others, and among equals one after the other, round and round.
@@ -217,6 +219,13 @@ class Pump:
             )
         return self._composers[campaign.id]
 
+    def _breaker(self, campaign: Campaign) -> Breaker:
+        key = (campaign.id, campaign.sending_since)
+        if key not in self._breakers:
+            stop_at = CampaignSpec.model_validate(campaign.spec).stop_at
+            self._breakers[key] = Breaker(connections=self._sessions.connections, refused=stop_at.refused)
+        return self._breakers[key]
+
     async def _send_batch(
         self, campaign: Campaign, batch: Batch, turn: Turn, pumped: Pumped, stopping: Callable[[], bool]
     ) -> None:
@@ -236,7 +245,7 @@ class Pump:
             self._sessions,
             clock=self._clock,
             depth=self._settings.depth,
-            streak=self._streaks.setdefault(campaign.id, Streak()),
+            breaker=self._breaker(campaign),
             turn=turn,
             stopping=stopping,
         )
@@ -263,11 +272,11 @@ class Pump:
     def _pause(self, campaign: Campaign, reason: str) -> None:
         """Stops a campaign that cannot go on by itself, so that the others need not wait behind it."""
         logger.error("campaign %s is paused: %s", campaign.name, reason)
-        self._streaks.pop(campaign.id, None)
         with self._ledger.write() as connection:
-            campaigns.move(
-                connection, campaign.id, to=CampaignState.PAUSED, now=self._clock.now(), reason=reason
-            )
+            # A person who has resumed it meanwhile knows what had happened before.
+            if campaigns.lock(connection, campaign.id).sending_since == campaign.sending_since:
+                now = self._clock.now()
+                campaigns.move(connection, campaign.id, to=CampaignState.PAUSED, now=now, reason=reason)
 
 
 def _following(ready: Sequence[Ready], last: tuple[int, int]) -> Ready:

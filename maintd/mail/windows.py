@@ -6,14 +6,17 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from maintd.clock import Clock
 from maintd.errors import JobFailed, Unavailable
 from maintd.ledger.deliveries import Delivery
+from maintd.mail.breaker import Breaker
 from maintd.mail.compose import Composer
+from maintd.mail.failures import Failure, failure_of
 from maintd.mail.held import HeldBatch
 from maintd.mail.message import UnsafeHeader
-from maintd.mail.outcomes import MOST_OMINOUS, UNSENT_TRIES, Streak, outcome_of, refused_here
+from maintd.mail.outcomes import outcome_of, refused_here
 from maintd.mail.templates import RenderFailed
 from maintd.mail.turn import Turn
 from maintd.smtp.pool import SessionPool
@@ -24,6 +27,12 @@ logger = logging.getLogger(__name__)
 
 #: A window should take no longer: pausing bites at its end, and its outcomes wait in memory.
 _WINDOW_S = 0.5
+#: How often a connection may be lost before the dot until a message itself is suspected and waits its turn.
+_UNSENT_TRIES = 3
+
+
+def _no_lanes(_lane: int, _until: datetime) -> None:
+    """Nobody wants to know of lanes that are too fast."""
 
 
 class Windows:
@@ -37,9 +46,10 @@ class Windows:
         *,
         clock: Clock,
         depth: int,
-        streak: Streak,
+        breaker: Breaker,
         turn: Turn,
         stopping: Callable[[], bool],
+        slow: Callable[[int, datetime], None] = _no_lanes,
     ) -> None:
         """Prepares to send.
 
@@ -49,9 +59,10 @@ class Windows:
             sessions: Where they go.
             clock: Measures the windows.
             depth: The most messages that a connection gets in one window.
-            streak: The campaign's.
+            breaker: The campaign's.
             turn: The line's: when it is over, the rest of the batch is left to whoever is next.
             stopping: Whether an orderly stop was asked for: no further dot is written then.
+            slow: Told of a lane that was throttled, and until when the message that was waits.
         """
         self._held = held
         self._clock = clock
@@ -61,12 +72,12 @@ class Windows:
         self._depth = min(depth, 4)
         self._tries: dict[bytes, int] = {}
         self._again: list[Delivery] = []
-        self._streak = streak
+        self._breaker = breaker
         self._turn = turn
         self._stopping = stopping
+        self._slow = slow
         #: A dot was refused: the claim, the campaign or this process comes to its end.
         self._withdrawn = False
-        self._most_ominous = max(MOST_OMINOUS, 2 * sessions.connections)
         self._results: list[Result] = []
 
     async def send_all(self) -> None:
@@ -77,11 +88,6 @@ class Windows:
                 await asyncio.to_thread(self._held.leave)
                 return
             await self._send_window(line)
-            if self._streak.length >= self._most_ominous:
-                raise JobFailed(
-                    f"{self._streak.length} messages in a row were refused or uncertain, whoever they were for; "
-                    f"the last: {self._streak.last}"
-                )
         await asyncio.to_thread(self._held.finish)
 
     async def _ends_here(self) -> bool:
@@ -99,12 +105,19 @@ class Windows:
         line.extendleft(sorted(self._again, key=lambda delivery: delivery.ordinal, reverse=True))
         self._again.clear()
         self._held.check()
+        self._check_breaker()
         self._check_relay()
+
+    def _check_breaker(self) -> None:
+        if self._breaker.tripped is not None:
+            resume = f"maintd campaigns resume {self._held.campaign.name}"
+            raise JobFailed(f"{self._breaker.tripped}, then `{resume}`")
 
     def _check_relay(self) -> None:
         results, self._results = self._results, []
-        if len(results) > 1 and not self._withdrawn and _nothing_sent(results):
-            raise Unavailable(f"the relay takes no message: {results[0].detail}")
+        if len(results) > 1 and not self._withdrawn and _nothing_taken(results):
+            said = results[0].detail or results[0].reply
+            raise Unavailable(f"the relay takes no message: {said}")
 
     async def _send(self, sessions: Sequence[Session], messages: Sequence[tuple[Delivery, Outgoing]]) -> None:
         """Gives every session its share, and waits until no dot is open."""
@@ -122,7 +135,7 @@ class Windows:
                 raise error
 
     def _steer(self, *, took_s: float) -> None:
-        if _nothing_sent(self._results):
+        if _nothing_taken(self._results):
             return  # it says nothing of how fast the relay is
         if took_s > _WINDOW_S:
             self._depth = max(1, self._depth // 2)
@@ -142,12 +155,14 @@ class Windows:
         return messages
 
     def _cannot_be_made(self, delivery: Delivery, reason: str) -> None:
-        self._held.known.append(refused_here(delivery, reason))
-        self._streak.ominous(reason)
+        outcome = refused_here(delivery, reason)
+        self._held.known.append(outcome)
+        self._breaker.take(outcome)
 
     def may_write_dot(self, delivery: Delivery) -> bool:
         """Asked by a session immediately before a dot."""
-        permitted = not self._stopping() and self._held.permit(delivery)
+        stops = self._stopping() or self._breaker.tripped is not None
+        permitted = not stops and self._held.permit(delivery)
         self._withdrawn = self._withdrawn or not permitted
         return permitted
 
@@ -158,18 +173,33 @@ class Windows:
             self._held.learn(delivery, None)
             self._again.append(delivery)
             return
-        outcome = outcome_of(delivery, result, now=self._clock.now())
-        self._streak.count(result, outcome.detail)
+        now, campaign = self._clock.now(), self._held.campaign
+        outcome = outcome_of(
+            delivery,
+            result,
+            now=now,
+            sending_since=campaign.sending_since or now,
+            expires_at=campaign.expires_at,
+        )
+        self._breaker.take(outcome)
         self._held.learn(delivery, outcome)
+        if outcome.failure == Failure.THROTTLE and outcome.due_at is not None:
+            self._slow(delivery.lane, outcome.due_at)
 
     def _too_often_unsent(self, delivery: Delivery, result: Result) -> bool:
         tries = self._tries.get(delivery.recipient_key, 0) + int(result.tried and not self._withdrawn)
         self._tries[delivery.recipient_key] = tries
-        return tries >= UNSENT_TRIES
+        return tries >= _UNSENT_TRIES
 
 
-def _nothing_sent(results: Sequence[Result]) -> bool:
-    return all(result.verdict is Verdict.UNSENT for result in results)
+def _nothing_taken(results: Sequence[Result]) -> bool:
+    """Whether the relay let nothing through: it was lost, or wants less, each time."""
+    return all(result.verdict is Verdict.UNSENT or _is_throttled(result) for result in results)
+
+
+def _is_throttled(result: Result) -> bool:
+    reply = result.reply
+    return reply is not None and failure_of(result.phase, reply, first=False) is Failure.THROTTLE
 
 
 class _Watch:

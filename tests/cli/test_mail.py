@@ -412,6 +412,16 @@ class TestCampaigns:
 
 
 class TestPause:
+    def test_a_campaign_that_is_resumed_may_be_told_to_bear_more(
+        self, house: House, mailing: Mailing
+    ) -> None:
+        house.done("campaigns", "pause", "hello/ever")
+        house.done("campaigns", "resume", "hello/ever", "--refused", "0.2")
+        assert mailing.now.spec["stop_at"] == {"recipients": None, "growth": None, "refused": 0.2}
+        sends = house.maintd("campaigns", "resume", "hello/ever", "--refused", "0.3")
+        assert sends.code == 1
+        assert mailing.now.spec["stop_at"]["refused"] == 0.2
+
     def test_a_paused_campaign_sends_nothing_until_it_is_resumed(
         self, house: House, mailing: Mailing
     ) -> None:
@@ -507,6 +517,12 @@ class TestDeliveries:
         assert house.done("deliveries", "find", "eve@example.org", "--json").json["deliveries"] == []
         shown = house.done("deliveries", "find", "eve@example.org").out
         assert shown == "there are no deliveries to eve@example.org\n"
+
+    def test_a_refused_one_says_of_what_type_the_refusal_was(self, house: House, mailing: Mailing) -> None:
+        house.misbehaviour.at_dot[ADA] = [Action(reply="452 4.2.2 Mailbox full")]
+        mailing.send()
+        [delivery] = house.done("deliveries", "list", "hello/ever", "--state", "deferred", "--json").json
+        assert (delivery["address"], delivery["failure"]) == (ADA, "mailbox")
 
     def test_a_list_can_be_bounded_and_of_one_state(self, house: House, mailing: Mailing) -> None:
         def listed(*options: str) -> list[str]:

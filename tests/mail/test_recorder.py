@@ -36,6 +36,7 @@ from maintd.mail.entries import (
     read_header,
     reply_bytes,
 )
+from maintd.mail.failures import Failure
 from maintd.mail.recorder import Recorder, RecorderFailed, recording_path, this_boot, this_machine
 from maintd.mail.recording import Recording, adopt, judge, orphans, read_recording
 from tests.ledgers import NOW, HandClock
@@ -132,6 +133,8 @@ outcomes = st.builds(
     ordinal=st.integers(0, 2**31 - 1),
     state=st.sampled_from([SENT, DEFERRED, REJECTED, UNCERTAIN]),
     fact=st.just(True),
+    failure=st.none() | st.sampled_from(list(Failure)),
+    counted=st.booleans(),
     phase=st.sampled_from([None, "mail", "rcpt", "data", "dot"]),
     code=st.none() | st.integers(200, 599),
     enhanced=st.sampled_from([None, "2.0.0", "4.7.1", "5.999.999"]),

@@ -21,15 +21,12 @@ from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.tables import batches as batch_rows
 from maintd.mail.held import HeldBatch, Pumped
-from maintd.mail.outcomes import outcome_of
 from maintd.mail.recorder import Recorder, RecorderFailed
 from maintd.mail.recover import Scene, recover_batch, recover_orphans
 from maintd.mail.templates import Bundle
 from maintd.smtp.faults import Action, Moment, Step, Then
 from maintd.smtp.mailbox import read_index
-from maintd.smtp.reply import Reply
-from maintd.smtp.session import Phase, Result
-from tests.ledgers import NOW, HandClock, add_campaign, campaign_of, key_of, race, tallied
+from tests.ledgers import HandClock, add_campaign, campaign_of, key_of, race, tallied
 from tests.mail.test_pump import pump_of, run
 from tests.sinks import SinkThread
 
@@ -295,31 +292,6 @@ def test_a_session_that_breaks_lets_the_others_come_to_their_end(
     counts = tallied(ledger, campaign.id)
     assert counts.get(UNCERTAIN, 0) <= 4
     assert counts[SENT] + counts.get(UNCERTAIN, 0) == 12
-
-
-def test_an_answer_that_makes_no_sense_is_no_fact() -> None:
-    result = Result.broken_off(Phase.DOT, "nonsense", reply=Reply(code=-12, enhanced=None, text="?"))
-    delivery = Delivery(
-        campaign_id=1,
-        ordinal=0,
-        recipient_key=key_of(0),
-        address="a@example.org",
-        recipient=None,
-        lane=0,
-        fields={},
-        state=PENDING,
-        copies=0,
-        failures=0,
-        failure=None,
-        due_at=None,
-        settled_at=None,
-        phase=None,
-        code=None,
-        enhanced=None,
-        detail=None,
-    )
-    outcome = outcome_of(delivery, result, now=NOW)
-    assert (outcome.state, outcome.fact) == (UNCERTAIN, False)
 
 
 def test_a_template_that_fails_for_everybody_pauses_its_campaign_and_no_other(

@@ -88,6 +88,21 @@ def upgrade() -> None:
             comment="what kind the last one was, which decides the wait",
         ),
     )
+    op.add_column(
+        "deliveries",
+        sa.Column(
+            "deferred_at", sa.DateTime(timezone=True), nullable=True, comment="when it was first put off"
+        ),
+    )
+    op.add_column(
+        "campaigns",
+        sa.Column(
+            "sending_since",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when it last began to send: enrolled, or resumed",
+        ),
+    )
     op.create_index(
         "ix_deliveries_lane",
         "deliveries",
@@ -102,6 +117,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_column("batches", "lane")
     op.drop_index("ix_deliveries_lane", table_name="deliveries")
+    op.drop_column("campaigns", "sending_since")
+    op.drop_column("deliveries", "deferred_at")
     op.drop_column("deliveries", "failure")
     op.drop_column("deliveries", "lane")
     op.drop_column("campaigns", "urgent")

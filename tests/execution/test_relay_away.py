@@ -1,0 +1,57 @@
+"""A relay that lets nobody in keeps all mail waiting, and everybody may see why."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from maintd.config.load import load_settings
+from maintd.database import Database
+from maintd.execution.queues import Queue
+from maintd.execution.runtime import Runtime
+from maintd.execution.worker import Worker
+from maintd.ledger.states import CampaignState, DeliveryState
+from tests.ledgers import HandClock, add_campaign, campaign_of, tallied
+from tests.sinks import SinkThread
+
+
+def sending_to(url: str, runtime: Runtime, directory: Path) -> Worker:
+    environ = {
+        "MAINTD_STATE_DIR": str(directory),
+        "MAINTD_STATE_DIR_VOLATILE": "allow",
+        "MAINTD_SMTP_URL": url,
+        "MAINTD_SMTP_CONNECTIONS": "2",
+    }
+    settings = load_settings(environ=environ, env_file=None)
+    return Worker(replace(runtime, settings=settings), stopping=lambda: False)
+
+
+def test_a_login_that_is_refused_is_said_once_and_with_every_campaign_until_it_works(
+    runtime: Runtime, ledger: Database, clock: HandClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    campaign = add_campaign(ledger, recipients=5)
+    with SinkThread(None) as relay:
+        relay.sink.login = ("maintd", "right")
+        url = relay.url.replace("//", "//maintd:other@")
+        with contextlib.closing(sending_to(url, runtime, tmp_path)) as worker:
+            for _ in range(3):
+                worker.work(Queue.MAIL_BULK)
+                clock.turn(timedelta(minutes=2))
+            waiting = campaign_of(ledger, campaign.id)
+            assert waiting.state is CampaignState.SENDING
+            assert waiting.reason is not None
+            assert "535 5.7.8 User or password is wrong" in waiting.reason
+            assert "other" not in waiting.reason
+            assert tallied(ledger, campaign.id) == {DeliveryState.PENDING: 5}
+            warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+            assert len(warnings) == 1
+            relay.sink.login = ("maintd", "other")
+            worker.work(Queue.MAIL_BULK)
+    done = campaign_of(ledger, campaign.id)
+    assert (done.state, done.reason) == (CampaignState.FINISHED, None)
+    assert tallied(ledger, campaign.id) == {DeliveryState.SENT: 5}
