@@ -8,6 +8,7 @@
 | `maintd:redbeat::schedule` | zset | job keys by next instant, in whole seconds of UTC |
 | `maintd:redbeat::lock` | string | the token of the leading beat, with a time to live |
 | `maintd:redbeat::mirror` | string | which state of which ledger the two above were built from |
+| `maintd:relay:<key>` | zset | leases on connections to a relay with a cap, by the ms in which they end; and a marker |
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from maintd.config.settings import Settings
 from maintd.errors import ClaimLost, Unavailable
@@ -28,6 +31,7 @@ REDBEAT_PREFIX = f"{PREFIX}redbeat:"
 SCHEDULE = f"{REDBEAT_PREFIX}:schedule"
 LOCK = f"{REDBEAT_PREFIX}:lock"
 MIRROR = f"{REDBEAT_PREFIX}:mirror"
+RELAY_PREFIX = f"{PREFIX}relay:"
 
 # What Redis says itself, as against nothing at all: read-only, out of memory, still loading, wrong password.
 _REFUSALS = (
@@ -72,6 +76,35 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2])
 return 1
 """
+# KEYS: leases of a relay. ARGV: cap, time to live in ms, "take" or "renew", tokens. Returns the tokens that hold now.
+# The marker says which server process has seen every lease since when. Another one may have lost some, by a failover
+# or a restart, and so may whoever finds no marker: it grants nothing until all that it may not know of have run out.
+_LEASE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local info = redis.pcall('INFO', 'server')
+local server = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or 'unknown'
+local marker = redis.call('ZRANGE', KEYS[1], -1, -1)[1] or ''
+local opens = string.match(marker, '^server ' .. server .. ' from (%d+)$')
+if not opens then
+  opens = string.format('%d', now + ARGV[2])
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], '+inf', '+inf')
+  redis.call('ZADD', KEYS[1], '+inf', 'server ' .. server .. ' from ' .. opens)
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local room = ARGV[1] - (redis.call('ZCARD', KEYS[1]) - 1)
+local may_add = ARGV[3] == 'renew' or now >= tonumber(opens)
+local holding = {}
+for i = 4, #ARGV do
+  local known = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  if known or (may_add and room > 0) then
+    if not known then room = room - 1 end
+    redis.call('ZADD', KEYS[1], string.format('%d', now + ARGV[2]), ARGV[i])
+    holding[#holding + 1] = ARGV[i]
+  end
+end
+return holding
+"""
 
 
 def redis_url_of(settings: Settings) -> str:
@@ -89,11 +122,13 @@ def embedded_socket(settings: Settings) -> Path:
 class Keyspace:
     """maintd's own connection to Redis. Every write of the leading beat compares its token first."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patience: timedelta | None = None) -> None:
         """Prepares the connection; nothing is opened before the first use.
 
         Args:
             url: `redis://`, `rediss://` or `unix://`.
+            patience: How long to wait, for a connection and for an answer, before it counts as away, without another
+                try; None: as long as usual.
         """
         embedded = url.startswith("unix://") and url.endswith(f"/{_EMBEDDED_SOCKET}")
         self._which = (
@@ -103,10 +138,11 @@ class Keyspace:
         )
         self._client = redis.Redis.from_url(
             url,
-            socket_connect_timeout=_CONNECT_TIMEOUT_S,
-            socket_timeout=_ANSWER_TIMEOUT_S,
+            socket_connect_timeout=patience.total_seconds() if patience else _CONNECT_TIMEOUT_S,
+            socket_timeout=patience.total_seconds() if patience else _ANSWER_TIMEOUT_S,
             health_check_interval=25,
             decode_responses=True,
+            **({"retry": Retry(NoBackoff(), 0)} if patience else {}),
         )
 
     def close(self) -> None:
@@ -155,6 +191,31 @@ class Keyspace:
         with self._answering():
             left_ms = self._client.pttl(LOCK)
         return timedelta(milliseconds=left_ms) if left_ms > 0 else None
+
+    def take_leases(self, relay: str, tokens: Sequence[str], *, cap: int, ttl: timedelta) -> set[str]:
+        """Grants new leases on connections to a relay as far as there is room; none while some may be unknown.
+
+        Args:
+            relay: What all processes call it.
+            tokens: Names that nobody else has.
+            cap: The most leases at any time.
+            ttl: How long they hold unless they are renewed; equal in all calls.
+        """
+        return self._lease("take", relay, tokens, cap=cap, ttl=ttl)
+
+    def renew_leases(self, relay: str, tokens: Sequence[str], *, cap: int, ttl: timedelta) -> set[str]:
+        """Renews leases that their holder knows to hold still; one that was lost here as far as there is room."""
+        return self._lease("renew", relay, tokens, cap=cap, ttl=ttl)
+
+    def drop_leases(self, relay: str, tokens: Sequence[str]) -> None:
+        """Ends leases."""
+        with self._answering():
+            self._client.zrem(RELAY_PREFIX + relay, *tokens)
+
+    def _lease(self, verb: str, relay: str, tokens: Sequence[str], *, cap: int, ttl: timedelta) -> set[str]:
+        with self._answering():
+            held = self._client.eval(_LEASE, 1, RELAY_PREFIX + relay, str(cap), str(_ms(ttl)), verb, *tokens)
+        return set(cast("list[str]", held))
 
     def mirrored(self) -> str | None:
         """What the mirror says it was built from; None when there is no mirror."""

@@ -17,7 +17,7 @@ from maintd.clock import new_token
 from maintd.errors import ExitCode, MaintdError, Unavailable, UsageError, did_you_mean
 from maintd.execution.project import read_project
 from maintd.execution.runtime import open_sources
-from maintd.execution.worker import timeouts_of
+from maintd.execution.worker import relays_of, timeouts_of
 from maintd.mail import trial
 from maintd.mail.address import Address
 from maintd.mail.campaign import CampaignSpec
@@ -25,7 +25,6 @@ from maintd.mail.enclosures import Enclosure
 from maintd.mail.preview import Draft, Preview
 from maintd.mail.preview import preview as make_preview
 from maintd.scheduling.occurrences import options_of
-from maintd.smtp.relays import parse_relay_url
 from maintd.smtp.session import Result, Verdict
 from maintd.units import format_size
 
@@ -91,8 +90,8 @@ def preview(
 def send_test(context: Context, *, job: str, address: Address, recipient: Address | None) -> None:
     """Send the preview of a campaign's mail to an address of yours.
 
-    It goes through the configured relay, or to MAINTD_MAIL_REDIRECT where that is set, with "[test]" before its
-    subject. It counts as nobody's delivery.
+    It goes through the configured relay, of several the first, and to MAINTD_MAIL_REDIRECT where that is set, with
+    "[test]" before its subject. It counts as nobody's delivery.
 
     \b
     Example: maintd send-test weekly-digest me@example.org
@@ -102,7 +101,7 @@ def send_test(context: Context, *, job: str, address: Address, recipient: Addres
     result = asyncio.run(
         trial.send_once(
             message,
-            parse_relay_url(settings.smtp_url.get_secret_value(), where="MAINTD_SMTP_URL"),
+            relays_of(settings)[0],
             timeouts=timeouts_of(settings),
             hello=settings.smtp_hello,
         )

@@ -14,9 +14,14 @@ _USER = re.compile(r"(?<=://)([^:/@]*):(.*)@")
 _PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
-def shown_url(url: str) -> str:
-    """The URL with `***` for its password and for every secret-looking parameter."""
-    return _PARAMETER.sub(r"\1***", _USER.sub(_masked, url))
+# Only before another URL: what an unescaped space cuts in two is one URL, with a password on both sides.
+_BETWEEN = re.compile(r"\s+(?=smtp(?:s|[+]starttls)?://)")
+
+
+def shown_url(urls: str) -> str:
+    """The URL, or several between white space, with `***` for passwords and for every secret-looking parameter."""
+    shown = (_USER.sub(_masked, url) for url in _BETWEEN.split(urls))
+    return " ".join(_PARAMETER.sub(r"\1***", url) for url in shown)
 
 
 def _masked(user: re.Match[str]) -> str:
@@ -39,6 +44,15 @@ def _of_scheme(*schemes: str) -> Callable[[SecretStr], SecretStr]:
         return secret
 
     return check
+
+
+def _each(check: Callable[[SecretStr], SecretStr]) -> Callable[[SecretStr], SecretStr]:
+    def check_each(secret: SecretStr) -> SecretStr:
+        for url in secret.get_secret_value().split():
+            check(SecretStr(url))
+        return secret
+
+    return check_each
 
 
 def _is_sound(url: str) -> bool:
@@ -67,5 +81,5 @@ DatabaseUrl = Annotated[
 RedisUrl = Annotated[SecretStr, AfterValidator(_of_scheme("redis", "rediss", "unix"))]
 """A Redis or Valkey server, by TCP, TLS or a local socket (`unix:///path`)."""
 
-RelayUrl = Annotated[SecretStr, AfterValidator(_of_scheme("smtp", "smtp+starttls", "smtps"))]
-"""An SMTP relay."""
+RelayUrls = Annotated[SecretStr, AfterValidator(_each(_of_scheme("smtp", "smtp+starttls", "smtps")))]
+"""SMTP relays, separated by white space."""

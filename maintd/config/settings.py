@@ -24,7 +24,7 @@ from pydantic import (
 
 from maintd.config.given import ENV_FILE, PREFIX
 from maintd.config.lanes import Lanes
-from maintd.config.secret_url import DatabaseUrl, RedisUrl, RelayUrl, shown_url
+from maintd.config.secret_url import DatabaseUrl, RedisUrl, RelayUrls, shown_url
 from maintd.log import LogFormat
 from maintd.spec import Duration, RateLimit
 from maintd.units import format_duration
@@ -102,8 +102,9 @@ class Settings(BaseModel):
     source_urls: Mapping[str, DatabaseUrl] = {}
     """An application's database; `MAINTD_SOURCE_APP_URL` is `source = "app"` in job files."""
 
-    smtp_url: RelayUrl = SecretStr(LOCAL_RELAY)
-    """The relay that takes the mail: `smtp://`, `smtp+starttls://` or `smtps://`."""
+    smtp_url: RelayUrls = SecretStr(LOCAL_RELAY)
+    """The relay that takes the mail: `smtp://`, `smtp+starttls://` or `smtps://`; or several, separated by spaces, each
+    with `?weight=…&connections=…&messages=…` if need be ([operations](operations.md#several-relays))."""
 
     smtp_hello: Annotated[str, AfterValidator(_hello)] = Field(
         default_factory=lambda: platform.node() or "localhost"
@@ -111,7 +112,7 @@ class Settings(BaseModel):
     """The name given to the relay with EHLO."""
 
     smtp_connections: Annotated[int, Field(ge=1, le=100)] = 8
-    """Connections to the relay that one mail process keeps open."""
+    """Connections to relays that one mail process keeps open, to all of them together."""
 
     smtp_connect_timeout: Duration = timedelta(seconds=30)
     """How long connecting to the relay, TLS and authentication may take."""

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
@@ -17,14 +18,16 @@ from maintd.errors import MaintdError, Problem, Problems, Unavailable
 from maintd.execution.pipelines import PipelineSpec
 from maintd.execution.project import examine_one, read_project, where_is
 from maintd.execution.runtime import Runtime, open_sources
-from maintd.execution.worker import check_state_dir, timeouts_of
+from maintd.execution.worker import check_state_dir, relays_of, timeouts_of
 from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger.engine import ledger_database, open_ledger
 from maintd.scheduling.apply import Prepared
 from maintd.smtp.opening import open_session
-from maintd.smtp.relays import parse_relay_url
+from maintd.smtp.relays import Relay
 from maintd.smtp.session import OpenFailed, Phase
 from maintd.sources.connect import count_tables
+
+_RELAY_CURE = "start it, or correct MAINTD_SMTP_URL"
 
 
 class Verdict(StrEnum):
@@ -55,7 +58,7 @@ class Checked:
 def check(
     settings: Settings, *, clock: Clock, offline: bool, embedded_server: Callable[[], str | None]
 ) -> list[Checked]:
-    """Looks at job files and templates, ledger, Redis, sources and relay, and at every job against its source.
+    """Looks at job files and templates, ledger, Redis, sources and relays, and at every job against its source.
 
     Args:
         settings: Valid ones.
@@ -86,7 +89,7 @@ def check(
                 cure="start it, or correct the setting",
             ),
             *sources.values(),
-            _look("relay", lambda: _relay(runtime), cure="start it, or correct MAINTD_SMTP_URL"),
+            *_check_relays(settings),
             *_check_jobs(prepared, runtime, unusable=unusable),
         ]
 
@@ -173,10 +176,20 @@ def _check_source(name: str, runtime: Runtime) -> Checked:
     return _look(f"source {name}", find, cure=f"start it, or correct MAINTD_SOURCE_{name.upper()}_URL")
 
 
-def _relay(runtime: Runtime) -> str:
-    settings = runtime.settings
-    relay = parse_relay_url(settings.smtp_url.get_secret_value(), where="MAINTD_SMTP_URL")
+def _check_relays(settings: Settings) -> Iterator[Checked]:
+    try:
+        relays = relays_of(settings)
+    except Problems as error:
+        yield Checked(
+            what="relay", verdict=Verdict.PROBLEM, detail=_count(error.problems), problems=error.problems
+        )
+        return
+    for relay in relays:
+        what = f"relay {relay.where}" if len(relays) > 1 else "relay"
+        yield _look(what, partial(_greet, relay, settings), cure=_RELAY_CURE)
 
+
+def _greet(relay: Relay, settings: Settings) -> str:
     async def greet() -> None:
         session = await open_session(relay, timeouts=timeouts_of(settings), hello=settings.smtp_hello)
         await session.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
@@ -15,14 +16,17 @@ from maintd.execution import executor, mailings
 from maintd.execution.patience import Patience
 from maintd.execution.queues import MAIL_QUEUES, Queue, queues_with_mail
 from maintd.execution.runtime import Runtime
+from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger import campaigns
 from maintd.ledger.engine import identity
 from maintd.mail.pump import Pump, PumpSettings
 from maintd.mail.recorder import Recorder, this_boot, this_machine
 from maintd.mail.recover import Scene, recover_orphans
 from maintd.mail.volatile import refuse_volatile
+from maintd.smtp.leases import Cap
 from maintd.smtp.pool import SessionPool
-from maintd.smtp.relays import parse_relay_url
+from maintd.smtp.relays import Relay, parse_relays
+from maintd.smtp.route import Manner
 from maintd.smtp.session import Timeouts
 
 logger = logging.getLogger(__name__)
@@ -45,7 +49,7 @@ class Worker:
         stopping: Callable[[], bool],
         queues: Collection[Queue] = frozenset(Queue),
     ) -> None:
-        """Prepares the pump; the relay is not contacted yet.
+        """Prepares the pump; no relay is contacted yet.
 
         Args:
             runtime: The surroundings.
@@ -53,13 +57,14 @@ class Worker:
             queues: What it is woken for. Woken for either queue of mail, it sends what belongs to any of them.
 
         Raises:
-            Problems: The relay's URL is not usable.
+            Problems: The URL of a relay is not usable.
         """
         self.runtime = runtime
         self._stopping = stopping
         self._mail_queues = MAIL_QUEUES & set(queues)
         self._loop = asyncio.Runner()
-        self._sessions = _sessions(runtime.settings)
+        self._keyspace = _keyspace(runtime.settings)
+        self._sessions = _sessions(runtime, self._keyspace)
         self._recorder: Recorder | None = None
         self._pump: Pump | None = None
         self._patience = Patience(runtime.clock)
@@ -82,6 +87,7 @@ class Worker:
     def close(self) -> None:
         """Ends the event loop and the flight recorder."""
         self._loop.close()
+        self._keyspace.close()
         if self._recorder is not None:
             self._recorder.close()
 
@@ -183,13 +189,33 @@ def scene_of(runtime: Runtime) -> Scene:
     return Scene(directory=directory, boot_id=this_boot(), machine_id=this_machine())
 
 
-def _sessions(settings: Settings) -> SessionPool:
+def _keyspace(settings: Settings) -> Keyspace:
+    # It counts connections only: an answer that takes longer than this comes too late to renew a lease.
+    return Keyspace(redis_url_of(settings), patience=settings.lease / 8)
+
+
+def _sessions(runtime: Runtime, keyspace: Keyspace) -> SessionPool:
+    settings = runtime.settings
     return SessionPool(
-        parse_relay_url(settings.smtp_url.get_secret_value(), where="MAINTD_SMTP_URL"),
+        relays_of(settings),
         connections=settings.smtp_connections,
-        timeouts=timeouts_of(settings),
-        hello=settings.smtp_hello,
+        manner=Manner(
+            timeouts=timeouts_of(settings),
+            hello=settings.smtp_hello,
+            clock=runtime.clock,
+            draw=random.SystemRandom().random,
+            cap=Cap(book=keyspace, ttl=settings.lease, new_token=new_token),
+        ),
     )
+
+
+def relays_of(settings: Settings) -> list[Relay]:
+    """The relays of these settings.
+
+    Raises:
+        Problems: The URL of one is not usable.
+    """
+    return parse_relays(settings.smtp_url.get_secret_value(), where="MAINTD_SMTP_URL")
 
 
 def timeouts_of(settings: Settings) -> Timeouts:

@@ -96,7 +96,8 @@ class Windows:
 
     async def _send_window(self, line: deque[Delivery]) -> None:
         sessions = await self._sessions.ready(len(line))
-        window = [line.popleft() for _ in range(min(len(line), len(sessions) * self._depth))]
+        depth = min(self._depth, *(session.room for session in sessions))
+        window = [line.popleft() for _ in range(min(len(line), len(sessions) * depth))]
         messages = await asyncio.to_thread(self._compose, window)
         to_send = await asyncio.to_thread(self._held.mark, window)
         began_s = self._clock.monotonic_s()

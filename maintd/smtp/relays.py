@@ -1,9 +1,11 @@
-"""Where mail is handed over: the relay of a URL."""
+"""Where mail is handed over: the relays of a setting."""
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -11,6 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from maintd.errors import Problem, Problems
 
 _CURE = "write it like smtp://localhost, smtp+starttls://user:password@mail.example.com or smtps://mail.example.com:465"
+_OPTIONS = {"weight": range(1001), "connections": range(1, 10_001), "messages": range(1, 1_000_001)}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -37,6 +40,9 @@ class Relay:
         security: How the connection is protected.
         username: For AUTH; empty means no AUTH.
         password: For AUTH.
+        weight: Its part of the connections, against the others' weights. 0: it stands by until no other takes mail.
+        connections: The most connections to it over all processes of all hosts; None: no such cap.
+        messages: After how many messages a connection is closed and another one opened; None: never for that.
     """
 
     host: str
@@ -44,6 +50,9 @@ class Relay:
     security: Security
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
+    weight: int = 1
+    connections: int | None = None
+    messages: int | None = None
 
     @property
     def where(self) -> str:
@@ -52,11 +61,43 @@ class Relay:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{host}:{self.port}"
 
+    @property
+    def key(self) -> str:
+        """What all processes call this server and user by, nothing secret: 16 hexadecimal digits."""
+        return hashlib.sha256(f"{self.host}\n{self.port}\n{self.username}".encode()).hexdigest()[:16]
+
+
+def parse_relays(text: str, *, where: str) -> list[Relay]:
+    """Reads relay URLs that are separated by white space.
+
+    Args:
+        text: At least one URL; see `parse_relay_url`.
+        where: What errors call it: the name of the setting.
+
+    Raises:
+        Problems: Everything wrong with all of them. Their text repeats no part of any URL.
+    """
+    urls = text.split() or [""]
+    relays: list[Relay] = []
+    problems: list[Problem] = []
+    for number, url in enumerate(urls, 1):
+        try:
+            relays.append(parse_relay_url(url, where=where if len(urls) == 1 else f"{where}, relay {number}"))
+        except Problems as error:
+            problems += error.problems
+    if len({relay.key for relay in relays}) < len(relays):
+        what = "two of its relays have the same host, port and user"
+        problems.append(Problem(where=where, what=what, cure="name it once, with a larger weight"))
+    if problems:
+        raise Problems(problems)
+    return relays
+
 
 def parse_relay_url(url: str, *, where: str = "relay URL") -> Relay:
-    """Reads `smtp://`, `smtp+starttls://` or `smtps://` with `[user:password@]host[:port]`.
+    """Reads `smtp://`, `smtp+starttls://` or `smtps://` with `[user:password@]host[:port][?option=number&…]`.
 
-    Default ports are 25, 587 and 465. User and password are percent-encoded.
+    Default ports are 25, 587 and 465. User and password are percent-encoded. Options are `weight`, `connections` and
+    `messages`: see `Relay`.
 
     Args:
         url: The URL.
@@ -69,7 +110,8 @@ def parse_relay_url(url: str, *, where: str = "relay URL") -> Relay:
     parts = _split(url, where=where)
     security = _SCHEMES[parts.scheme]
     username, password = _unquoted(parts.username), _unquoted(parts.password)
-    wrong = [*_wrong_address(parts), *_wrong_login(username, password)]
+    options = dict(_options(parts))
+    wrong = [*_wrong_address(parts), *_wrong_login(username, password), *_wrong_options(parts, options)]
     if username and security is Security.PLAIN and not _is_loopback(parts.hostname or ""):
         wrong.append("the password would go over the network in the clear; use smtp+starttls:// or smtps://")
     if wrong or username is None or password is None:
@@ -80,6 +122,7 @@ def parse_relay_url(url: str, *, where: str = "relay URL") -> Relay:
         security=security,
         username=username,
         password=password,
+        **options,
     )
 
 
@@ -99,7 +142,7 @@ def _wrong_address(parts: SplitResult) -> list[str]:
         wrong.append("its host is missing or neither a name nor an address")
     if _port(parts) == 0:
         wrong.append("its port is not a number from 1 to 65535")
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
+    if parts.path not in ("", "/") or parts.fragment:
         wrong.append(
             'something follows the host and port; "/", "?" and "#" in a password are written %2F, %3F and %23'
         )
@@ -112,6 +155,24 @@ def _wrong_login(username: str | None, password: str | None) -> list[str]:
     if bool(username) != bool(password):
         return ["it has a user without a password, or a password without a user"]
     return []
+
+
+def _options(parts: SplitResult) -> Iterator[tuple[str, int]]:
+    """The options that are right."""
+    for option in parts.query.split("&"):
+        name, _, text = option.partition("=")
+        # No option has nine digits, and no number needs to be read that has more.
+        if name in _OPTIONS and re.fullmatch(r"[0-9]{1,9}", text) and int(text) in _OPTIONS[name]:
+            yield name, int(text)
+
+
+def _wrong_options(parts: SplitResult, right: Container[str]) -> Iterator[str]:
+    names = [option.partition("=")[0] for option in parts.query.split("&")] if parts.query else []
+    if len(set(names)) < len(names) or not _OPTIONS.keys() >= set(names):
+        yield f'behind "?" there may be {", ".join(_OPTIONS)}, each once; a "?" in a password is written %3F'
+    for name, numbers in _OPTIONS.items():
+        if name in names and name not in right:
+            yield f"its {name} is not a whole number from {numbers[0]} to {numbers[-1]}"
 
 
 def _unquoted(text: str | None) -> str | None:

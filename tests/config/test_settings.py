@@ -384,11 +384,22 @@ def test_a_password_is_masked_however_badly_it_is_written(password: str, rest: s
         ("smtp://relay:25", "smtp://relay:25"),
         ("smtp://user@relay", "smtp://user@relay"),
         ("smtp://token:token@relay", "smtp://***:***@relay"),
+        (
+            "smtp://a:b@x?weight=2  smtps://y smtp+starttls://c:d@z",
+            "smtp://a:***@x?weight=2 smtps://y smtp+starttls://c:***@z",
+        ),
         ("unix:///run/r.sock?db=1&Password=x&y=2", "unix:///run/r.sock?db=1&Password=***&y=2"),
     ],
 )
 def test_only_what_is_secret_is_masked(url: str, shown: str) -> None:
     assert shown_url(url) == shown
+
+
+@pytest.mark.parametrize("wrong", [f"http://u:{SECRET}@h", f"u:{SECRET}@h", f"smtp://u:{SECRET}/@h"])
+def test_each_of_several_relays_is_looked_at(wrong: str) -> None:
+    assert load(MAINTD_SMTP_URL="smtp://a?weight=0 smtps://b").smtp_url
+    (problem,) = refused(MAINTD_SMTP_URL=f"smtp://a {wrong}")
+    assert SECRET not in problem
 
 
 # Handing settings on

@@ -33,7 +33,8 @@ from maintd.mail.recover import Scene
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
 from maintd.smtp.mailbox import read_index
 from maintd.smtp.pool import SessionPool
-from maintd.smtp.relays import parse_relay_url
+from maintd.smtp.relays import parse_relays
+from maintd.smtp.route import Manner
 from maintd.smtp.session import Outgoing, Timeouts
 from tests.ledgers import (
     MINUTE,
@@ -91,10 +92,9 @@ def pump_of(
     return Pump(
         ledger=ledger,
         sessions=SessionPool(
-            parse_relay_url(url, where="test"),
+            parse_relays(url, where="test"),
             connections=connections,
-            timeouts=timeouts,
-            hello="test.example",
+            manner=Manner(timeouts=timeouts, hello="test.example", clock=clock, draw=lambda: 0.0),
         ),
         settings=PumpSettings(
             batch=batch,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maintd.errors import Problems
-from maintd.smtp.relays import Relay, Security, parse_relay_url
+from maintd.smtp.relays import Relay, Security, parse_relay_url, parse_relays
 
 LOGIN = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=30)
 
@@ -78,12 +78,24 @@ def test_a_login_is_in_no_repr_and_no_log() -> None:
         "smtps://somebody:hunter2@[nonsense]",
         "smtps://somebody:hunter2@-mx",
         "smtp://somebody:hunter2@mail.example.com",
+        "smtps://somebody:secret@mx?hunter2",
+        "smtps://somebody:secret@mx?weight=hunter2",
+        "smtps://somebody:secret@mx?weight=1&hunter2=3",
+        "smtps://somebody:secret@mx?weight=1&weight=2",
+        "smtps://somebody:secret@mx?weight=-1",
+        "smtps://somebody:secret@mx?weight=1001",
+        "smtps://somebody:secret@mx?weight=1.5",
+        "smtps://somebody:secret@mx?connections=0",
+        "smtps://somebody:secret@mx?connections=",
+        "smtps://somebody:secret@mx?messages=0",
+        "smtps://somebody:secret@mx?messages=1000000000000",
     ],
 )
 def test_anything_else_is_refused_without_repeating_the_password(url: str) -> None:
     with pytest.raises(Problems) as refusal:
         parse_relay_url(url, where="MAINTD_RELAY_URL")
     assert "hunter2" not in str(refusal.value)
+    assert "secret" not in str(refusal.value)
     assert str(refusal.value).startswith("MAINTD_RELAY_URL: ")
 
 
@@ -96,3 +108,34 @@ def test_everything_wrong_is_said_at_once() -> None:
     with pytest.raises(Problems) as refusal:
         parse_relay_url("smtp://somebody@mail.example.com:0/inbox")
     assert len(refusal.value.problems) == 4
+
+
+def test_a_relay_url_may_have_options() -> None:
+    relay = parse_relay_url("smtp://mx?weight=3&connections=40&messages=100")
+    assert relay == Relay(host="mx", port=25, security=Security.PLAIN, weight=3, connections=40, messages=100)
+    assert relay.where == "smtp://mx:25"
+
+
+def test_several_relays_are_separated_by_white_space() -> None:
+    relays = parse_relays(" smtp://a\n\tsmtp+starttls://user:hunter2@b?weight=0  smtps://c ", where="X")
+    assert [(relay.host, relay.weight) for relay in relays] == [("a", 1), ("b", 0), ("c", 1)]
+
+
+def test_everything_wrong_with_all_relays_is_said_at_once_and_where() -> None:
+    with pytest.raises(Problems) as refusal:
+        parse_relays("smtp://mx?weight=x&messages=0 smtp://mx smtps://u:hunter2@[ smtp://mx:25", where="X")
+    assert [problem.where for problem in refusal.value.problems] == ["X, relay 1"] * 2 + ["X, relay 3", "X"]
+    assert "hunter2" not in str(refusal.value)
+    assert all(problem.cure for problem in refusal.value.problems)
+
+
+def test_no_relay_is_none_at_all() -> None:
+    with pytest.raises(Problems):
+        parse_relays(" ", where="X")
+
+
+def test_one_server_is_one_relay_whatever_else_differs_and_two_users_are_two() -> None:
+    with pytest.raises(Problems, match="the same host, port and user"):
+        parse_relays("smtps://u:one@mx smtps://u:two@MX:465?weight=2", where="X")
+    one, other = parse_relays("smtps://u:one@mx smtps://w:one@mx", where="X")
+    assert one.key != other.key
