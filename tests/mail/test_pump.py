@@ -374,6 +374,44 @@ def test_a_connection_lost_before_the_dot_costs_nobody_a_message(
     assert tallied(ledger, campaign.id) == {SENT: 9}
 
 
+def test_what_one_relay_did_not_take_goes_to_another_and_nobody_gets_two(
+    ledger: Database, tmp_path: Path, clock: HandClock
+) -> None:
+    campaign = add_campaign(ledger, recipients=120)
+    away = threading.Event()
+
+    def script(moment: Moment) -> Action | None:
+        if moment.step is Step.DATA and moment.message == 20:
+            away.set()
+        return Action(then=Then.DROP) if away.is_set() and moment.step is not Step.DOT else None
+
+    with SinkThread(tmp_path / "one", script=script) as one, SinkThread(tmp_path / "other") as other:
+        run(pump_of(ledger, f"{one.url}?weight=3 {other.url}", clock, batch=60))
+        assert one.sink.accepted > 0
+    assert tallied(ledger, campaign.id) == {SENT: 120}
+    assert arrived(tmp_path / "one") + arrived(tmp_path / "other") == {
+        f"p{number}@example.org": 1 for number in range(120)
+    }
+
+
+@pytest.mark.parametrize("depth", [1, 32])
+def test_no_connection_carries_more_messages_than_its_relay_wants(
+    ledger: Database, mailbox: Path, clock: HandClock, depth: int
+) -> None:
+    add_campaign(ledger, recipients=60)
+    with SinkThread(mailbox) as relay:
+        connects = []
+
+        def script(moment: Moment) -> Action | None:
+            connects.extend([moment] if moment.step is Step.CONNECT else [])
+            return None
+
+        relay.sink.script = script
+        run(pump_of(ledger, f"{relay.url}?messages=5", clock, connections=2, batch=60, depth=depth))
+        assert len(connects) == 12
+        assert relay.sink.transactions == 60
+
+
 def test_a_message_that_loses_every_connection_waits_and_lets_the_others_pass(
     ledger: Database, mailbox: Path, clock: HandClock
 ) -> None:
