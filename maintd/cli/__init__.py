@@ -36,7 +36,7 @@ _TABLE = {
     "migrate": _entry("configuration:migrate", "Make the ledger, or bring it to the schema of this version."),
     "check": _entry(
         "configuration:check_",
-        "Look at everything once: settings, job files, templates, ledger, Redis, sources, relay.",
+        "Look at everything once: settings, job files, templates, ledger, Redis, sources, relays.",
     ),
     "schema": _entry(
         "configuration:schema",

@@ -89,10 +89,10 @@ def migrate(context: Context) -> None:
 @json_option
 @pass_context
 def check_(context: Context, *, offline: bool, as_json: bool) -> None:
-    """Look at everything once: settings, job files, templates, ledger, Redis, sources, relay.
+    """Look at everything once: settings, job files, templates, ledger, Redis, sources, relays.
 
-    Every job is held against its source: tables, columns, statements. Nothing is written and no mail is sent; the
-    relay is only greeted. All that is wrong is named at once, with its cure.
+    Every job is held against its source: tables, columns, statements. Nothing is written and no mail is sent; relays
+    are only greeted. All that is wrong is named at once, with its cure.
 
     \b
     Example: maintd check
