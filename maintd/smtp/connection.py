@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from maintd.smtp.session import Outgoing, Phase, Result, Session, Verdict, Watcher
 
@@ -26,9 +27,10 @@ class Connection:
         self._session = session
         self._permitted = permitted
         self._refusals = 0
+        self._withdrawn = False
         #: How many messages it may still carry. Give it no more.
         self.room = sys.maxsize if messages is None else messages
-        #: It was given a message.
+        #: It was given a message, and not taken back.
         self.tried = False
         #: The relay has taken a message on it, or said something about a recipient.
         self.proved = False
@@ -42,7 +44,7 @@ class Connection:
 
     async def send_all(self, messages: Sequence[Outgoing], *, watcher: Watcher) -> None:
         """Sends messages in order; see `Session.send_all`."""
-        await self._session.send_all(messages, watcher=_Counting(self, watcher, permitted=self._permitted))
+        await self._session.send_all(messages, watcher=_Counting(self, watcher))
 
     async def close(self) -> None:
         """Says goodbye if idle, else drops the connection."""
@@ -52,9 +54,14 @@ class Connection:
         """Drops the connection and whatever is not yet written."""
         self._session.abort()
 
+    def may_write_dot(self, permission: Callable[[], bool]) -> bool:
+        """Whether a message may be sent after all. If not, the connection ends by us and not by the relay."""
+        self._withdrawn = not (self._permitted() and permission())
+        return not self._withdrawn
+
     def count(self, result: Result) -> None:
         """Takes in what became of a message."""
-        if not result.tried:
+        if not result.tried or self._withdrawn:
             return
         self.tried = True
         self.room -= 1
@@ -69,13 +76,12 @@ class Connection:
 class _Counting:
     """Stands between a session and who watches it."""
 
-    def __init__(self, connection: Connection, watcher: Watcher, *, permitted: Callable[[], bool]) -> None:
+    def __init__(self, connection: Connection, watcher: Watcher) -> None:
         self._connection = connection
         self._watcher = watcher
-        self._permitted = permitted
 
     def may_write_dot(self, index: int) -> bool:
-        return self._permitted() and self._watcher.may_write_dot(index)
+        return self._connection.may_write_dot(partial(self._watcher.may_write_dot, index))
 
     def result(self, index: int, result: Result) -> None:
         self._connection.count(result)

@@ -320,6 +320,17 @@ def test_a_relay_that_takes_no_message_is_set_aside(caplog: pytest.LogCaptureFix
     assert "takes no message" in caplog.text
 
 
+def test_what_we_take_back_ourselves_is_not_the_fault_of_a_relay() -> None:
+    async def main() -> None:
+        async with doors(None, None) as found, pool_to(*(door.relay() for door in found)) as pool:
+            for connection in await pool.ready(8):
+                await connection.send_all([message()], watcher=Recording(withheld=frozenset([0])))
+            await pool.ready(8)
+            assert [door.came for door in found] == [8, 8]
+
+    run(main())
+
+
 def test_a_relay_by_itself_is_never_given_up() -> None:
     async def main() -> None:
         broken = Always({Step.MAIL: Action(then=Then.DROP)})
