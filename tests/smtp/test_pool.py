@@ -166,11 +166,12 @@ def test_each_wait_is_longer_until_something_comes_of_it() -> None:
             for wait_s in (1, 2, 4, 8):
                 clock.turn(timedelta(seconds=wait_s - 0.1))
                 await pool.ready(8)
+                await turns_until(lambda: len(asyncio.all_tasks()) == 1)
                 assert away.came == tries
                 clock.turn(timedelta(seconds=0.2))
                 await pool.ready(8)
-                tries += 1
                 await turns_until(lambda: len(asyncio.all_tasks()) == 1)
+                tries += 1
                 assert away.came == tries
 
     run(main())
