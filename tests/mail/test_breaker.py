@@ -80,17 +80,30 @@ def ought_to_trip(seen: list[Outcome], *, connections: int, percent: int) -> boo
 runs = st.lists(st.tuples(st.sampled_from([TAKEN, *MEANINGS]), st.integers(1, 60)), min_size=1, max_size=12)
 
 
-@given(runs, st.integers(1, 20), st.integers(0, 100))
+@given(st.integers(0, 2 * SPAN), runs, st.integers(1, 20), st.integers(0, 100))
 def test_a_breaker_trips_exactly_when_its_rules_say_so(
-    runs: list[tuple[Outcome, int]], connections: int, percent: int
+    well: int, runs: list[tuple[Outcome, int]], connections: int, percent: int
 ) -> None:
-    found, seen, ought = breaker(connections=connections, refused=percent / 100), [], False
+    """All went well for a while; then comes whatever comes."""
+    found = fed(*[TAKEN] * well, connections=connections, refused=percent / 100)
+    seen, ought = [TAKEN] * well, False
     for one, times in runs:
         for _ in range(times):
             seen.append(one)
             found.take(one)
             ought = ought or ought_to_trip(seen, connections=connections, percent=percent)
             assert (found.tripped is not None) is ought
+
+
+def test_what_is_two_hundred_outcomes_ago_is_forgotten_and_no_sooner() -> None:
+    eight = [DOUBTFUL] * 8
+    assert fed(*eight, *[TAKEN] * (SPAN - 8), DOUBTFUL).tripped is None
+    assert fed(*eight, *[TAKEN] * (SPAN - 9), DOUBTFUL).tripped is not None
+
+
+def test_a_stale_part_of_a_long_list_is_noticed_wherever_it_comes() -> None:
+    assert fed(*[TAKEN] * 1000, *[UNKNOWN] * 10).tripped is None
+    assert fed(*[TAKEN] * 1000, *[UNKNOWN] * 11).tripped is not None
 
 
 def test_one_refusal_of_the_sender_is_enough() -> None:
