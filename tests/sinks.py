@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -54,6 +54,14 @@ class SinkThread:
     def set(self, event: asyncio.Event) -> None:
         """Lets happen what a script waits for."""
         self._loop.call_soon_threadsafe(event.set)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Calls a function in the event loop of the sink, and returns when it has returned."""
+
+        async def called() -> None:
+            function()
+
+        self._run(called())
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -76,7 +76,14 @@ class Site:
     """An application with people and sessions, and everything that maintd needs beside it."""
 
     def __init__(
-        self, directory: Path, *, ledger_url: str, smtp_url: str, people: int, jobs: str = JOBS
+        self,
+        directory: Path,
+        *,
+        ledger_url: str,
+        smtp_url: str,
+        people: int,
+        jobs: str = JOBS,
+        given: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         self.people = [f"person{number}@people.example" for number in range(people)]
@@ -99,6 +106,7 @@ class Site:
             "MAINTD_TEMPLATES_DIR": str(directory / "templates"),
             "MAINTD_SMTP_URL": smtp_url,
         }
+        self.environ |= given or {}
         migrate(ledger_url)
         self.settings: Settings = load_settings(environ=self.environ, env_file=None)
         self.runtime: Runtime = open_runtime(self.settings, clock=SystemClock())

@@ -1,0 +1,214 @@
+"""Where a scenario is performed: real processes, a real Redis, a real database, and a relay that may misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from maintd.broker.app import make_app
+from maintd.errors import Unavailable
+from maintd.execution.trigger import trigger
+from maintd.ledger import batches, campaigns, deliveries
+from maintd.ledger.campaigns import Campaign
+from maintd.ledger.deliveries import Delivery
+from maintd.ledger.states import DeliveryState
+from maintd.supervise.up import apply_files
+from tests.chaos.altered import World
+from tests.chaos.cast import Cast, Part
+from tests.chaos.scenario import Dialect, Scenario, Troupe
+from tests.chaos.servers import PostgreSQL, Valkey, new_database
+from tests.chaos.weather import Relay
+from tests.sinks import SinkThread
+from tests.wire.site import Site
+
+JOB = "newsletter"
+LEASE_S = 2.0
+DEPTH = 32  #: the most messages that a connection gets in one window
+
+_SETTINGS = {
+    "MAINTD_LEASE": f"{LEASE_S:g} s",
+    "MAINTD_HEARTBEAT": "400 ms",
+    "MAINTD_BEAT_LOCK": "1500 ms",
+    "MAINTD_SMTP_CONNECT_TIMEOUT": "1 s",
+    "MAINTD_SMTP_COMMAND_TIMEOUT": "1 s",
+    "MAINTD_SMTP_DOT_TIMEOUT": "1500 ms",
+}
+_JOBS = """
+[newsletter]
+kind       = "campaign"
+once_per   = "ever"
+source     = "app"
+audience   = {{ sql = "people.sql", address = "email", recipient = "id" }}
+template   = "news"
+from       = "Site <news@site.example>"
+uncertain  = "{policy}"
+max_copies = 3
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Theatre:
+    """A stage that is set.
+
+    Attributes:
+        postgresql: The server, if this performance has one of its own.
+    """
+
+    scenario: Scenario
+    site: Site
+    world: World
+    cast: Cast
+    valkey: Valkey
+    sink: SinkThread
+    relay: Relay
+    postgresql: PostgreSQL | None
+
+    @property
+    def mailbox(self) -> Path:
+        """The directory of the sink."""
+        return self.site.directory / "mailbox"
+
+    @property
+    def recorders(self) -> list[Path]:
+        """Every flight recorder of every host."""
+        return sorted(self.site.directory.glob("state*/recorders/*/*.rec"))
+
+    def begin(self) -> None:
+        """Applies the job, queues its run, and lets the processes start."""
+        apply_files(self.site.settings, clock=self.site.runtime.clock)
+        trigger(JOB, self.site.runtime)
+        self.cast.play()
+
+    def campaign(self) -> Campaign | None:
+        """The mailing, once it exists and the ledger answers."""
+        try:
+            with self.site.runtime.ledger.read() as connection:
+                return next(iter(campaigns.latest(connection, job=JOB, limit=1)), None)
+        except Unavailable:
+            return None
+
+    def deliveries(self) -> list[Delivery]:
+        """Everybody who was enrolled."""
+        with self.site.runtime.ledger.read() as connection:
+            campaign = campaigns.latest(connection, job=JOB, limit=1)[0]
+            return deliveries.of_campaign(connection, campaign.id, state=None, limit=10**9)
+
+    def counts(self) -> dict[DeliveryState, int]:
+        """How many deliveries are in each state; none while the ledger does not answer."""
+        try:
+            return self.site.counts()
+        except Unavailable:
+            return {}
+
+    def holders(self) -> list[int]:
+        """Pids of the processes that hold a batch."""
+        try:
+            with self.site.runtime.ledger.read() as connection:
+                held = batches.held(connection)
+        except Unavailable:
+            return []
+        return [int(batch.owner.rpartition(":")[2]) for batch in held if batch.owner]
+
+    def hold_answers(self, *, at: int) -> None:
+        """Lets the relay keep back its answers to dots, once it has accepted so many messages."""
+        self.relay.held_from = at
+
+    def release_answers(self) -> None:
+        """Lets it give them."""
+        self.sink.call(self.relay.release)
+
+    def calm(self) -> None:
+        """Ends all faults: the relay behaves, and whatever was taken away is there again."""
+        self.sink.call(self.relay.settle_down)
+        self.world.fill_disk(full=False)
+        self.valkey.start()
+        if self.postgresql is not None:
+            self.postgresql.start()
+        self.cast.play()
+
+    def wake(self, *, queue: str, times: int) -> None:
+        """Puts wake-up messages into a queue, whatever is in it."""
+        with make_app(self.site.settings, redis_url=self.valkey.url) as app:
+            for _ in range(times):
+                app.send_task("maintd.wake", args=[queue], queue=queue)
+
+
+@contextlib.contextmanager
+def theatre(scenario: Scenario, directory: Path, *, server_url: str) -> Iterator[Theatre]:
+    """Sets the stage for a scenario; afterwards nothing runs any more, and the directory is as it was left.
+
+    Args:
+        scenario: What is to be performed.
+        directory: Where everything goes; empty, and its path short enough for a Unix socket.
+        server_url: Of a PostgreSQL server, for whoever does not need one of its own.
+    """
+    with contextlib.ExitStack() as stack:
+        postgresql = PostgreSQL() if scenario.own_server else None
+        if postgresql is not None:
+            stack.callback(postgresql.close)
+        ledger_url = f"sqlite:///{directory / 'ledger.db'}"
+        if scenario.dialect is Dialect.POSTGRESQL:
+            ledger_url = stack.enter_context(new_database(postgresql.url if postgresql else server_url))
+        world = World(directory=directory / "world")
+        world.directory.mkdir()
+        world.boot(1)
+        valkey = Valkey(directory / "valkey")
+        stack.callback(valkey.kill)
+        valkey.start()
+        sink = stack.enter_context(SinkThread(directory / "mailbox", store=False))
+        relay = Relay(
+            weather=scenario.weather,
+            draw=random.Random(scenario.seed),
+            accepted=lambda: sink.sink.accepted,
+            notes=directory / "faults.jsonl",
+        )
+        sink.sink.script = relay
+        site = Site(
+            directory,
+            ledger_url=ledger_url,
+            smtp_url=sink.url,
+            people=scenario.people,
+            jobs=_JOBS.format(policy=scenario.policy),
+            given=_settings(scenario, redis_url=valkey.url),
+        )
+        stack.callback(site.runtime.close)
+        environ = site.environ | world.environment(without=scenario.without)
+        cast = Cast(_parts(scenario, directory), directory=directory, environ=environ)
+        stack.callback(cast.leave)
+        yield Theatre(
+            scenario=scenario,
+            site=site,
+            world=world,
+            cast=cast,
+            valkey=valkey,
+            sink=sink,
+            relay=relay,
+            postgresql=postgresql,
+        )
+
+
+def _settings(scenario: Scenario, *, redis_url: str) -> dict[str, str]:
+    root = Path(__file__).parents[2]
+    return _SETTINGS | {
+        "MAINTD_REDIS_URL": redis_url,
+        "MAINTD_SMTP_CONNECTIONS": str(scenario.connections),
+        "MAINTD_MAIL_BATCH": str(scenario.batch),
+        "MAINTD_MAIL_PROCESSES": str(scenario.senders),
+        "PYTHONPATH": str(root),
+    }
+
+
+def _parts(scenario: Scenario, directory: Path) -> list[Part]:
+    if scenario.troupe is Troupe.UP:
+        return [Part(name="up", arguments=["up"], environ={}, sends=False)]
+    beat = Part(name="beat", arguments=["beat"], environ={}, sends=False)
+    return [beat, *(_worker(scenario, directory, number) for number in range(scenario.senders))]
+
+
+def _worker(scenario: Scenario, directory: Path, number: int) -> Part:
+    state = directory / f"state-{number}"
+    environ = {"MAINTD_STATE_DIR": str(state)} if scenario.troupe is Troupe.HOSTS else {}
+    return Part(name=f"worker-{number}", arguments=["worker"], environ=environ, sends=True)

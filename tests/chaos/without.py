@@ -1,0 +1,85 @@
+"""The product without one of its guards: what the checker must notice, or it proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from maintd.ledger import batches, deliveries
+from maintd.ledger.batches import Batch
+from maintd.ledger.states import BatchState
+from maintd.ledger.tables import batches as table
+from maintd.mail.held import HeldBatch
+from maintd.mail.recording import Recording
+from maintd.smtp.pipelined import PipelinedSession
+
+
+class Guard(StrEnum):
+    """What can be taken out."""
+
+    CLAIM = "claim"  #: only a batch that nobody holds is claimed
+    MARK = "mark"  #: the mark is set before the dots
+    BOOT = "boot"  #: what is missing in a recording proves something only since the same boot
+    MERGE = "merge"  #: a reply that was read counts although the claim was lost
+    RESET = "reset"  #: RSET comes before the next transaction where one was left open
+    SUPPRESSION = "suppression"  #: who came onto the suppression list is looked up again with the mark
+
+
+def take_out(guards: Iterable[str]) -> None:
+    """Removes guards from this process."""
+    for guard in guards:
+        place, name, value = _REMOVED[Guard(guard)]
+        setattr(place, name, value)
+
+
+def _claim_any(
+    connection: Connection, campaign_id: int, *, token: str, owner: str, recorder: str | None, **rest: Any
+) -> Batch | None:
+    open_ones = sa.select(table.c.id).where(
+        table.c.campaign_id == campaign_id, table.c.state == BatchState.OPEN
+    )
+    found = connection.scalars(open_ones.order_by(table.c.id).limit(1)).first()
+    if found is None:
+        return None
+    taken = {"token": token, "owner": owner, "recorder": recorder}
+    connection.execute(sa.update(table).where(table.c.id == found).values(taken))
+    return batches.get(connection, found)
+
+
+def _mark_nothing(connection: Connection, batch: Batch, *, wire_hi: int) -> None:
+    batches.beat(connection, batch)
+
+
+def _same_boot(_self: Recording, **_judge: str) -> bool:
+    return True
+
+
+def _keep_nothing(self: HeldBatch) -> None:
+    self.known.clear()
+    self.settled = True
+
+
+def _finished(_self: PipelinedSession) -> bool:
+    return False
+
+
+def _unfinished(_self: PipelinedSession, _value: bool) -> None:
+    """Forgets it."""
+
+
+def _suppress_nobody(*_args: Any, **_kwargs: Any) -> int:
+    return 0
+
+
+_REMOVED: Mapping[Guard, tuple[Any, str, Callable[..., Any] | property]] = {
+    Guard.CLAIM: (batches, "_claim_left", _claim_any),
+    Guard.MARK: (batches, "mark", _mark_nothing),
+    Guard.BOOT: (Recording, "same_boot", _same_boot),
+    Guard.MERGE: (HeldBatch, "keep_facts", _keep_nothing),
+    Guard.RESET: (PipelinedSession, "_unfinished", property(_finished, _unfinished)),
+    Guard.SUPPRESSION: (deliveries, "suppress", _suppress_nobody),
+}
