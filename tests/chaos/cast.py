@@ -91,12 +91,15 @@ class Cast:
             process.wait(_ENDS_WITHIN_S)
 
     def terminate(self, pids: Sequence[int]) -> bool:
-        """Asks parts to stop in order, and waits for it; returns whether all did."""
+        """Asks parts to stop in order, and waits for it; returns whether all did.
+
+        One that has hardly begun ends by the signal itself.
+        """
         for pid in pids:
             send(pid, signal.SIGTERM)
         asked = [process for process in self._processes.values() if process.pid in pids]
         try:
-            return all(process.wait(_ENDS_WITHIN_S) == 0 for process in asked)
+            return all(process.wait(_ENDS_WITHIN_S) in (0, -signal.SIGTERM) for process in asked)
         except subprocess.TimeoutExpired:
             return False
 

@@ -165,13 +165,17 @@ class _Account:
         other = [one for one in self.uncertain if _owner_that_vanished(one) is None]
         if len(other) > of_relay:
             yield f"{len(other)} doubts by the relay, whose faults explain {of_relay}: {other[0].detail}"
+        yield from _named("accepted and answered, and yet in doubt", self._should_be_known())
+
+    def _should_be_known(self) -> set[str]:
+        """Of whoever was frozen and lived on: it has read the answers that the relay gave meanwhile."""
+        excused = {noted.recipient for noted in self._evidence.noted if noted.leaves_doubt}
         frozen = {
             one.address
             for one in self.uncertain
             if self._toll.causes.get(_owner_that_vanished(one) or 0) is Cause.FROZEN
         }
-        if not of_relay:
-            yield from _named("accepted and answered, and yet in doubt", frozen & self.copies.keys())
+        return (frozen & self.copies.keys()) - excused
 
     def _bound(self, cause: Cause | None) -> int:
         connections = self._scenario.connections

@@ -171,15 +171,14 @@ def _lose_power(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
 
 
 def _lose_end(recording: Path, draw: random.Random) -> None:
-    """Cuts off what had not reached the disk: at the end of any entry, or in the middle of one, or all of it."""
+    """Cuts off what had not reached the disk: behind an entry, or in the middle of one, or nothing."""
     size = recording.stat().st_size
-    ends = entry_ends(recording)
-    cut = draw.choice([draw.choice(ends), draw.choice(ends), draw.randint(0, size), size])
+    cut = draw.choice([draw.choice(_entry_ends(recording)), draw.randint(0, size), size])
     with recording.open("r+b") as file:
         file.truncate(cut)
 
 
-def entry_ends(recording: Path) -> list[int]:
+def _entry_ends(recording: Path) -> list[int]:
     """Where the header of a recording and each of its entries end, in bytes."""
     with recording.open("rb") as file:
         if read_header(file) is None:

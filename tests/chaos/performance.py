@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from maintd.errors import Unavailable
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.runs import Run
-from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, is_final
+from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, RunState, is_final
 from maintd.mail.control import resume
 from maintd.smtp.mailbox import Accepted, read_index
 from tests.chaos.faults import Toll, befalling
@@ -21,7 +22,8 @@ from tests.chaos.weather import Noted
 _ENDS_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.02
 #: Nothing accepted for so long: the moment will not come by itself, because too much is in doubt or deferred.
-_PATIENCE_S = 4.0
+_PATIENCE_S = 12.0
+_GRIP_S = 0.4
 #: How far the clocks go when only deferred messages are left, so that their waits end.
 _STEP = timedelta(minutes=20)
 
@@ -101,6 +103,14 @@ class Performance:
                 return
             self._look_after()
             time.sleep(_LOOK_EVERY_S)
+        if blow.held:
+            self._await_grip()
+
+    def _await_grip(self) -> None:
+        """Until a dot is open on every connection of a sender, if it comes to that."""
+        until_s = time.monotonic() + _GRIP_S
+        while self._stage.relay.holding < self._stage.scenario.connections and time.monotonic() < until_s:
+            time.sleep(_LOOK_EVERY_S / 10)
 
     def _await_end(self) -> None:
         until_s = time.monotonic() + _ENDS_WITHIN_S
@@ -117,23 +127,26 @@ class Performance:
         return run is not None and is_final(RUN_MOVES, run.state)
 
     def _run(self) -> Run | None:
-        return next(iter(self._stage.site.runs_of(JOB)), None)
+        try:
+            return next(iter(self._stage.site.runs_of(JOB)), None)
+        except Unavailable:
+            return None
 
     def _look_after(self) -> None:
-        """Resumes what a breaker paused, and lets the time of the deferred come."""
+        """Resumes what a breaker paused, and lets the time come for what waits."""
         campaign = self._stage.campaign()
-        if campaign is None:
-            return
-        if campaign.state is CampaignState.PAUSED:
-            resume(self._stage.site.runtime.ledger, campaign.name, now=campaign.created_at)
+        if campaign is not None and campaign.state is CampaignState.PAUSED:
+            resume(self._stage.site.runtime.ledger, campaign.name, now=self._stage.now())
             self._resumed += 1
-        counts = self._stage.counts()
-        if (
-            self._stage.relay.calm
-            and counts.get(DeliveryState.DEFERRED)
-            and not counts[DeliveryState.PENDING]
-        ):
+        if self._only_waits():
             self._stage.world.step_clocks(self._stage.world.offset + _STEP)
+
+    def _only_waits(self) -> bool:
+        """Whether nothing goes on before some time has come, of deferred messages or of a run tried again."""
+        run, counts = self._run(), self._stage.counts()
+        if run is not None and run.state is RunState.QUEUED:
+            return run.due_at > self._stage.now()
+        return bool(counts.get(DeliveryState.DEFERRED)) and not counts[DeliveryState.PENDING]
 
     def _evidence(self) -> Evidence:
         stage = self._stage

@@ -145,7 +145,7 @@ def scenario_of(seed: int, *, people: int) -> Scenario:
         connections=draw.choice([2, 4, 8]),
         batch=draw.choice([20, 50, 200]),
         blows=_blows(draw, _possible(dialect)),
-        weather=any_weather(draw),
+        weather=any_weather(draw, people=people),
     )
 
 
@@ -155,14 +155,18 @@ def _possible(dialect: Dialect) -> Sequence[Fault]:
 
 
 def _blows(draw: random.Random, possible: Sequence[Fault]) -> tuple[Blow, ...]:
-    moments = sorted(draw.choice([0.0, draw.uniform(0, 0.98)]) for _ in range(draw.choice([1, 2, 2, 3])))
+    moments = sorted(_moment(draw) for _ in range(draw.choice([1, 2, 2, 3])))
     return tuple(
         Blow(
             fault=draw.choice(possible),
             at=at,
             held=at > 0 and draw.random() < 0.5,
-            away_s=draw.uniform(0.1, 1.5),
+            away_s=draw.choice([0.1, 0.5, 1.5, 3.0]),
             draw=draw.getrandbits(32),
         )
         for at in moments
     )
+
+
+def _moment(draw: random.Random) -> float:
+    return 0.0 if draw.random() < 0.15 else draw.uniform(0.01, 0.98)

@@ -6,6 +6,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from maintd.broker.app import make_app
@@ -20,7 +21,7 @@ from tests.chaos.altered import World
 from tests.chaos.cast import Cast, Part
 from tests.chaos.scenario import Dialect, Scenario, Troupe
 from tests.chaos.servers import PostgreSQL, Valkey, new_database
-from tests.chaos.weather import Relay
+from tests.chaos.weather import PATIENT_S, Relay, lax_sinks
 from tests.sinks import SinkThread
 from tests.wire.site import Site
 
@@ -34,7 +35,7 @@ _SETTINGS = {
     "MAINTD_BEAT_LOCK": "1500 ms",
     "MAINTD_SMTP_CONNECT_TIMEOUT": "1 s",
     "MAINTD_SMTP_COMMAND_TIMEOUT": "1 s",
-    "MAINTD_SMTP_DOT_TIMEOUT": "1500 ms",
+    "MAINTD_SMTP_DOT_TIMEOUT": f"{PATIENT_S + 1:g} s",
 }
 _JOBS = """
 [newsletter]
@@ -92,8 +93,10 @@ class Theatre:
 
     def deliveries(self) -> list[Delivery]:
         """Everybody who was enrolled."""
+        campaign = self.campaign()
+        if campaign is None:
+            return []
         with self.site.runtime.ledger.read() as connection:
-            campaign = campaigns.latest(connection, job=JOB, limit=1)[0]
             return deliveries.of_campaign(connection, campaign.id, state=None, limit=10**9)
 
     def counts(self) -> dict[DeliveryState, int]:
@@ -124,10 +127,15 @@ class Theatre:
         """Ends all faults: the relay behaves, and whatever was taken away is there again."""
         self.sink.call(self.relay.settle_down)
         self.world.fill_disk(full=False)
+        self.world.step_clocks(max(self.world.offset, timedelta(0)))
         self.valkey.start()
         if self.postgresql is not None:
             self.postgresql.start()
         self.cast.play()
+
+    def now(self) -> datetime:
+        """What the wall clocks of its processes say."""
+        return datetime.now(UTC) + self.world.offset
 
     def wake(self, *, queue: str, times: int) -> None:
         """Puts wake-up messages into a queue, whatever is in it."""
@@ -158,6 +166,8 @@ def theatre(scenario: Scenario, directory: Path, *, server_url: str) -> Iterator
         valkey = Valkey(directory / "valkey")
         stack.callback(valkey.kill)
         valkey.start()
+        if scenario.weather.lax:
+            stack.enter_context(lax_sinks())
         sink = stack.enter_context(SinkThread(directory / "mailbox", store=False))
         relay = Relay(
             weather=scenario.weather,

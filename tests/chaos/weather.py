@@ -6,14 +6,16 @@ The notes are evidence: each fault that can leave a message in doubt excuses one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
+from maintd.smtp import sink
 from maintd.smtp.faults import Action, Moment, Step, Then
 
 
@@ -34,10 +36,11 @@ class RelayFault(StrEnum):
     TAKE_AND_DROP = "take-and-drop"  #: accepts the message, and closes before it says so
     TAKE_AND_HANG = "take-and-hang"  #: accepts the message and never says so
     TAKE_AND_FIN = "take-and-fin"  #: accepts the message, says so, and closes at once
-    HOLD = "hold"  #: keeps back its answer until a blow has fallen; a time runs out meanwhile
+    HOLD = "hold"  #: keeps back its answer until a blow has fallen
+    HOLD_LONG = "hold-long"  #: keeps it back for so long that whoever waits may have given up
 
 
-_STEPS = (Step.CONNECT, Step.HELLO, Step.MAIL, Step.RCPT, Step.DATA, Step.DOT, Step.RESET)
+_STEPS = (Step.CONNECT, Step.HELLO, Step.RESET, *(Step.MAIL, Step.RCPT, Step.DATA, Step.DOT) * 3)
 _ANYWHERE = (
     RelayFault.DROP,
     RelayFault.HANG,
@@ -52,10 +55,13 @@ _ANYWHERE = (
 )
 _AT_DOT = (RelayFault.TAKE_AND_DROP, RelayFault.TAKE_AND_HANG, RelayFault.TAKE_AND_FIN)
 #: Read, and then it is known that the message is not accepted: no doubt comes of them.
-_DEFINITE = frozenset({RelayFault.LATER, RelayFault.NO, RelayFault.CLOSING, RelayFault.SLOW})
+_DEFINITE = frozenset({RelayFault.LATER, RelayFault.NO, RelayFault.CLOSING, RelayFault.SLOW, RelayFault.HOLD})
 
 _USUAL = {Step.CONNECT: "220 sink.invalid ESMTP", Step.DATA: "354 End with a dot"}
 _LATE_S = 0.15
+#: Nobody gives up an answer that comes sooner.
+PATIENT_S = 1.5
+_STORM = 100  # answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,31 +70,38 @@ class Weather:
 
     Attributes:
         chances: Of one answer.
+        storm: What happens to every answer at a step for a while, from so many accepted messages on.
+        lax: It takes MAIL within a transaction, and keeps the recipients that it has.
     """
 
     chances: Mapping[tuple[Step, RelayFault], float]
+    storm: tuple[int, Step, RelayFault] | None = None
+    lax: bool = False
 
     def __str__(self) -> str:
-        return ", ".join(f"{step}:{fault}" for step, fault in self.chances) or "clear"
+        storm = [f"storm {self.storm[1]}:{self.storm[2]}"] if self.storm else []
+        return ", ".join([*(f"{step}:{fault}" for step, fault in self.chances), *storm]) or "clear"
 
 
 CLEAR = Weather(chances={})
 
 
-def any_weather(draw: random.Random) -> Weather:
-    """Some weather: mostly clear, or one to four kinds of faults, now and then one that is a storm."""
+def any_weather(draw: random.Random, *, people: int) -> Weather:
+    """Some weather: clear, or up to four kinds of faults; now and then one more that is a storm."""
     kinds = [(step, fault) for step in _STEPS for fault in _ANYWHERE]
     kinds += [(Step.DOT, fault) for fault in _AT_DOT] * 3
     kinds += [(step, RelayFault.NO) for step in (Step.MAIL, Step.RCPT, Step.DATA, Step.DOT)]
     chosen = draw.sample(kinds, draw.choice([0, 1, 2, 4]))
-    return Weather(chances={kind: _chance(draw, kind) for kind in chosen})
+    storms = [(Step.DOT, RelayFault.TAKE_AND_DROP), (Step.DOT, RelayFault.DROP), (Step.DATA, RelayFault.NO)]
+    storm = (int(draw.uniform(0, 0.9) * people), *draw.choice(storms)) if draw.random() < 0.1 else None
+    return Weather(chances={kind: _chance(draw, kind) for kind in chosen}, storm=storm)
 
 
 def _chance(draw: random.Random, kind: tuple[Step, RelayFault]) -> float:
     step, fault = kind
     rare = step not in (Step.CONNECT, Step.HELLO, Step.RESET)
     hangs = fault in (RelayFault.HANG, RelayFault.TAKE_AND_HANG, RelayFault.SWALLOW)
-    return draw.uniform(0.001, 0.004 if hangs else 0.02) if rare else draw.uniform(0.1, 0.5)
+    return draw.uniform(0.001, 0.004 if hangs else 0.03) if rare else draw.uniform(0.1, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +130,8 @@ class Relay:
 
     Attributes:
         noted: Everything that it did.
+        calm: It behaves.
+        held_from: Answers to dots are held once so many messages have been accepted.
     """
 
     weather: Weather
@@ -127,6 +142,8 @@ class Relay:
     calm: bool = False
     held_from: int | None = None
     _grip: asyncio.Event = field(default_factory=asyncio.Event)
+    _held: list[tuple[Moment, float]] = field(default_factory=list)
+    _storm_left: int = _STORM
     _file: IO[str] | None = None
 
     def __call__(self, moment: Moment) -> Action | None:
@@ -134,14 +151,23 @@ class Relay:
             return None
         if moment.step is Step.DOT and self.held_from is not None and self.accepted() >= self.held_from:
             return self._hold(moment)
-        for (step, fault), chance in self.weather.chances.items():
-            if step is moment.step and self.draw.random() < chance:
-                self._note(moment, fault)
-                return self._action(moment.step, fault)
-        return None
+        fault = self._fault(moment.step)
+        if fault is None:
+            return None
+        self._note(moment, fault)
+        return _ACTIONS[fault](_USUAL.get(moment.step, "250 2.0.0 OK"), moment.step)
+
+    @property
+    def holding(self) -> int:
+        """How many answers it holds back."""
+        return len(self._held)
 
     def release(self) -> None:
         """Gives the answers that are held; to be called in the event loop of the sink."""
+        now_s = asyncio.get_running_loop().time()
+        for moment, since_s in self._held:
+            self._note(moment, RelayFault.HOLD_LONG if now_s - since_s > PATIENT_S else RelayFault.HOLD)
+        self._held.clear()
         self.held_from = None
         self._grip.set()
         self._grip = asyncio.Event()
@@ -154,8 +180,19 @@ class Relay:
             self._file.close()
             self._file = None
 
+    def _fault(self, step: Step) -> RelayFault | None:
+        if self.weather.storm is not None and self._storm_left:
+            begins, at, fault = self.weather.storm
+            if step is at and self.accepted() >= begins:
+                self._storm_left -= 1
+                return fault
+        for (at, fault), chance in self.weather.chances.items():
+            if step is at and self.draw.random() < chance:
+                return fault
+        return None
+
     def _hold(self, moment: Moment) -> Action:
-        self._note(moment, RelayFault.HOLD)
+        self._held.append((moment, asyncio.get_running_loop().time()))
         accept = self.draw.random() < 0.5
         reply = "250 2.0.0 Kept" if accept else "451 4.3.0 Not now"
         return Action(reply=reply, accept=accept, after=self._grip)
@@ -166,9 +203,6 @@ class Relay:
         if self._file is None:
             self._file = self.notes.open("a", buffering=1)
         self._file.write(json.dumps(vars(noted)) + "\n")
-
-    def _action(self, step: Step, fault: RelayFault) -> Action | None:
-        return _ACTIONS[fault](_USUAL.get(step, "250 2.0.0 OK"), step)
 
 
 def _later(usual: str, step: Step) -> Action:
@@ -198,3 +232,19 @@ _ACTIONS: Mapping[RelayFault, Callable[[str, Step], Action]] = {
     RelayFault.TAKE_AND_HANG: lambda _usual, _step: Action(accept=True, then=Then.HANG),
     RelayFault.TAKE_AND_FIN: lambda usual, _step: Action(reply=usual, accept=True, then=Then.DROP),
 }
+
+
+@contextlib.contextmanager
+def lax_sinks() -> Iterator[None]:
+    """While the block runs, sinks of this process take MAIL within a transaction and keep its recipients."""
+    strict = sink._HANDLERS[b"MAIL"]
+
+    def take(connection: sink.Connection, line: bytes) -> None:
+        connection._sender = None
+        strict(connection, line)
+
+    sink._HANDLERS[b"MAIL"] = take
+    try:
+        yield
+    finally:
+        sink._HANDLERS[b"MAIL"] = strict

@@ -14,6 +14,7 @@ from maintd.ledger.batches import Batch
 from maintd.ledger.states import BatchState
 from maintd.ledger.tables import batches as table
 from maintd.mail.held import HeldBatch
+from maintd.mail.recorder import Recorder
 from maintd.mail.recording import Recording
 from maintd.smtp.pipelined import PipelinedSession
 
@@ -26,6 +27,7 @@ class Guard(StrEnum):
     BOOT = "boot"  #: what is missing in a recording proves something only since the same boot
     MERGE = "merge"  #: a reply that was read counts although the claim was lost
     RESET = "reset"  #: RSET comes before the next transaction where one was left open
+    INTENT = "intent"  #: the recorder has a dot before it is written
     SUPPRESSION = "suppression"  #: who came onto the suppression list is looked up again with the mark
 
 
@@ -63,6 +65,10 @@ def _keep_nothing(self: HeldBatch) -> None:
     self.settled = True
 
 
+def _intend_nothing(_self: Recorder, _batch_id: int, _recipient_key: bytes) -> None:
+    """Writes nothing."""
+
+
 def _finished(_self: PipelinedSession) -> bool:
     return False
 
@@ -81,5 +87,6 @@ _REMOVED: Mapping[Guard, tuple[Any, str, Callable[..., Any] | property]] = {
     Guard.BOOT: (Recording, "same_boot", _same_boot),
     Guard.MERGE: (HeldBatch, "keep_facts", _keep_nothing),
     Guard.RESET: (PipelinedSession, "_unfinished", property(_finished, _unfinished)),
+    Guard.INTENT: (Recorder, "intend", _intend_nothing),
     Guard.SUPPRESSION: (deliveries, "suppress", _suppress_nobody),
 }

@@ -1,0 +1,40 @@
+"""For each guard of the product a scenario in which its absence shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from maintd.smtp.faults import Step
+from tests.chaos.scenario import Blow, Fault, Scenario
+from tests.chaos.weather import RelayFault, Weather
+from tests.chaos.without import Guard
+
+_SLOW = Weather(chances={(Step.DOT, RelayFault.SLOW): 1.0})
+_REFUSING = Weather(chances={(Step.DATA, RelayFault.LATER): 0.2}, lax=True)
+
+
+def _blow(fault: Fault, at: float, *, held: bool = True, draw: int = 0) -> Blow:
+    return Blow(fault=fault, at=at, held=held, away_s=0.5, draw=draw)
+
+
+def _scenario(*blows: Blow, weather: Weather | None = None, senders: int = 1) -> Scenario:
+    scenario = Scenario(seed=7, people=240, connections=8, batch=120, senders=senders, blows=blows)
+    return scenario if weather is None else replace(scenario, weather=weather)
+
+
+DIRECTED: Mapping[Guard, Scenario] = {
+    # Two senders, and time enough for one to take what the other has in hand.
+    Guard.CLAIM: _scenario(
+        _blow(Fault.WAKES_DOUBLED, 0.05, held=False),
+        _blow(Fault.WAKES_DOUBLED, 0.9, held=False),
+        weather=_SLOW,
+        senders=2,
+    ),
+    Guard.MARK: _scenario(_blow(Fault.KILL_SENDER, 0.4)),
+    Guard.INTENT: _scenario(_blow(Fault.KILL_SENDER, 0.4)),
+    Guard.BOOT: _scenario(_blow(Fault.POWER_LOST, 0.4)),
+    Guard.MERGE: _scenario(_blow(Fault.FREEZE, 0.4)),
+    Guard.RESET: _scenario(_blow(Fault.WAKES_DOUBLED, 0.9, held=False), weather=_REFUSING),
+    Guard.SUPPRESSION: replace(_scenario(_blow(Fault.SUPPRESS, 0.2)), batch=20),
+}
