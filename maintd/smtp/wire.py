@@ -112,6 +112,13 @@ class Wire(asyncio.Protocol):
         if self._loop.time() < self._deadline_s:
             self._set_timer()
         else:
+            # Whoever was stopped for a while learns that the time is over before it learns what came meanwhile (after
+            # SIGCONT epoll_wait reports nothing): another round of the loop reads that first.
+            self._timer = self._loop.call_later(0, self._time_is_over)
+
+    def _time_is_over(self) -> None:
+        self._timer = None
+        if self._waiter is not None and not self._waiter.done():
             self.break_off("no answer in time")
 
     def _wake(self) -> None:

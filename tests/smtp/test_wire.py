@@ -1,0 +1,60 @@
+"""The connection on which several replies may be awaited at once."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import socket
+
+import pytest
+
+from maintd.smtp.wire import BrokenOff, Wire
+
+
+class Blinded(selectors.DefaultSelector):
+    """Misses what has come, once: as epoll does for a process that was stopped and goes on when its time is over."""
+
+    blind = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if not self.blind:
+            return super().select(timeout)
+        self.blind = False
+        return []
+
+
+@pytest.fixture
+def selector() -> Blinded:
+    return Blinded()
+
+
+async def wire_and_relay() -> tuple[Wire, socket.socket]:
+    ours, theirs = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+    return Wire(transport), theirs
+
+
+def test_a_reply_that_came_in_time_is_read_however_late_we_look(selector: Blinded) -> None:
+    async def scenario() -> int:
+        wire, relay = await wire_and_relay()
+        with relay:
+            wire.write(b"NOOP\r\n", replies=1)
+            relay.sendall(b"250 OK\r\n")
+            selector.blind = True
+            reply = await wire.reply(within_s=0)
+            wire.break_off("the end")
+        return reply.code
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        assert runner.run(scenario()) == 250
+
+
+def test_who_does_not_answer_in_time_is_given_up() -> None:
+    async def scenario() -> None:
+        wire, relay = await wire_and_relay()
+        with relay:
+            wire.write(b"NOOP\r\n", replies=1)
+            await wire.reply(within_s=0)
+
+    with pytest.raises(BrokenOff, match="no answer in time"):
+        asyncio.run(scenario())
