@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check docs clean help
+.PHONY: demo test chaos check docs clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,6 +20,12 @@ demo: $(READY)   ## the main job, end to end, with a worker killed half-way
 
 test: $(READY)   ## every test, against real servers
 	@$(BIN)/python -m pytest -n 4  # they mostly wait for other processes
+
+N     ?= 200
+SEED  ?= 1
+
+chaos: $(READY)  ## mailings under faults, each made from its seed: make chaos N=200 SEED=1
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --count $(N)
 
 check: $(READY)  ## style, types, layers
 	@$(BIN)/ruff check .

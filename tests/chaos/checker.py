@@ -11,7 +11,7 @@ from maintd.ledger.deliveries import Delivery
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from tests.chaos.faults import Cause
 from tests.chaos.performance import Evidence
-from tests.chaos.scenario import Policy
+from tests.chaos.scenario import Policy, Troupe
 from tests.chaos.theatre import DEPTH
 from tests.chaos.weather import RelayFault
 
@@ -64,8 +64,7 @@ class _Account:
         self._of = {one.address: one for one in evidence.deliveries}
         self.copies = Counter(to for message in evidence.accepted for to in message.recipients)
         self.uncertain = [one for one in evidence.deliveries if one.state is DeliveryState.UNCERTAIN]
-        owners = (_owner_that_vanished(one) for one in self.uncertain)
-        self._vanished = Counter(pid for pid in owners if pid is not None)
+        self._judged = Counter(by for one in self.uncertain if (by := self._judged_for(one)))
 
     def problems(self) -> Iterator[str]:
         yield from self._unfinished()
@@ -86,7 +85,8 @@ class _Account:
         ]
 
     def lapsed(self) -> list[int]:
-        return [pid for pid in self._vanished if pid not in self._toll.causes]
+        """Owners that were judged dead before anything had befallen them."""
+        return sorted(pid for pid, cause in self._judged if cause is None)
 
     def _unfinished(self) -> Iterator[str]:
         campaign, run = self._evidence.campaign, self._evidence.run
@@ -156,13 +156,12 @@ class _Account:
     def _too_many_doubts(self) -> Iterator[str]:
         """Each doubt has a cause, and no cause has more than its share."""
         of_relay = sum(noted.leaves_doubt for noted in self._evidence.noted)
-        for pid, doubts in self._vanished.items():
-            cause = self._toll.causes.get(pid)
+        for (pid, cause), doubts in self._judged.items():
             # A connection that the relay broke before the kill comes on top: its doubt was not written yet.
             bound = self._bound(cause) + of_relay
             if doubts > bound:
                 yield f"{doubts} doubts by process {pid} ({cause or 'alive'}), which explains {bound}"
-        other = [one for one in self.uncertain if _owner_that_vanished(one) is None]
+        other = [one for one in self.uncertain if self._judged_for(one) is None]
         if len(other) > of_relay:
             yield f"{len(other)} doubts by the relay, whose faults explain {of_relay}: {other[0].detail}"
         yield from _named("accepted and answered, and yet in doubt", self._should_be_known())
@@ -173,18 +172,25 @@ class _Account:
         frozen = {
             one.address
             for one in self.uncertain
-            if self._toll.causes.get(_owner_that_vanished(one) or 0) is Cause.FROZEN
+            if (judged := self._judged_for(one)) is not None and judged[1] is Cause.FROZEN
         }
         return (frozen & self.copies.keys()) - excused
 
+    def _judged_for(self, one: Delivery) -> tuple[int, Cause | None] | None:
+        """The process that left a doubt by its death, as others saw it, and what had befallen it by then."""
+        found = _VANISHED.match(one.detail or "")
+        if found is None:
+            return None
+        pid = int(found[1])
+        fate = self._toll.fates.get(pid)
+        if fate is None or (one.settled_at is not None and one.settled_at < fate.at):
+            return pid, None
+        return pid, fate.cause
+
     def _bound(self, cause: Cause | None) -> int:
-        connections = self._scenario.connections
-        return connections if cause is Cause.KILLED else connections * DEPTH
-
-
-def _owner_that_vanished(one: Delivery) -> int | None:
-    found = _VANISHED.match(one.detail or "")
-    return int(found[1]) if found else None
+        """How many doubts it explains: open dots where the judge has the recorder, else a window."""
+        at_hand = cause is Cause.KILLED and self._scenario.troupe is not Troupe.HOSTS
+        return self._scenario.connections * (1 if at_hand else DEPTH)
 
 
 def _named(what: str, addresses: Iterable[str]) -> Iterator[str]:

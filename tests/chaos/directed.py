@@ -10,8 +10,8 @@ from tests.chaos.scenario import Blow, Fault, Scenario
 from tests.chaos.weather import RelayFault, Weather
 from tests.chaos.without import Guard
 
-_SLOW = Weather(chances={(Step.DOT, RelayFault.SLOW): 1.0})
-_REFUSING = Weather(chances={(Step.DATA, RelayFault.LATER): 0.2}, lax=True)
+_SLOW = Weather(chances=((Step.DOT, RelayFault.SLOW, 1.0),))
+_REFUSING = Weather(chances=((Step.DATA, RelayFault.LATER, 0.2),), lax=True)
 
 
 def _blow(fault: Fault, at: float, *, held: bool = True, draw: int = 0) -> Blow:

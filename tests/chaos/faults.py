@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -36,27 +36,35 @@ class Cause(StrEnum):
     POWERLESS = "powerless"  #: the end of its recorder may be lost
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fate:
+    """What befell a process, and when."""
+
+    cause: Cause
+    at: datetime
+
+
 @dataclass(kw_only=True)
 class Toll:
     """What the faults have done, for the checker to reckon with.
 
     Attributes:
-        causes: By the pid of the process.
+        fates: Of processes, by pid.
         suppressed: Addresses that must not be mailed: suppressed before their batch was cut.
         struck: How often each fault did.
         unorderly: Processes that did not stop when they were asked to.
     """
 
-    causes: dict[int, Cause] = field(default_factory=dict)
+    fates: dict[int, Fate] = field(default_factory=dict)
     suppressed: set[str] = field(default_factory=set)
     struck: dict[Fault, int] = field(default_factory=dict)
     unorderly: int = 0
 
-    def blame(self, pid: int, cause: Cause) -> None:
+    def blame(self, pid: int, cause: Cause, *, at: datetime) -> None:
         """Notes what befell a process; nothing lighter takes the place of it."""
-        order = list(Cause)
-        known = self.causes.get(pid, cause)
-        self.causes[pid] = max(known, cause, key=order.index)
+        known, order = self.fates.get(pid), list(Cause)
+        if known is None or order.index(known.cause) < order.index(cause):
+            self.fates[pid] = Fate(cause=cause, at=known.at if known else at)
 
 
 @contextlib.contextmanager
@@ -71,7 +79,7 @@ def befalling(blow: Blow, theatre: Theatre, toll: Toll) -> Iterator[None]:
 def _kill_sender(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     pid = _sender(theatre, blow)
     if pid is not None:
-        toll.blame(pid, Cause.KILLED)
+        toll.blame(pid, Cause.KILLED, at=theatre.now())
         send(pid, signal.SIGKILL)
     yield
     time.sleep(blow.away_s)
@@ -89,7 +97,7 @@ def _kill_main(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
 @contextlib.contextmanager
 def _kill_all(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     for pid in theatre.cast.senders():
-        toll.blame(pid, Cause.KILLED)
+        toll.blame(pid, Cause.KILLED, at=theatre.now())
     theatre.cast.kill_everybody()
     yield
     time.sleep(blow.away_s)
@@ -110,7 +118,7 @@ def _terminate(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
 def _freeze(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     pid = _sender(theatre, blow)
     if pid is not None:
-        toll.blame(pid, Cause.FROZEN)
+        toll.blame(pid, Cause.FROZEN, at=theatre.now())
         send(pid, signal.SIGSTOP)
     yield
     time.sleep(LEASE_S + blow.away_s)
@@ -159,7 +167,7 @@ def _drop_wakes(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
 @contextlib.contextmanager
 def _lose_power(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     for pid in theatre.cast.senders():
-        toll.blame(pid, Cause.POWERLESS)
+        toll.blame(pid, Cause.POWERLESS, at=theatre.now())
     theatre.cast.kill_everybody()
     draw = random.Random(blow.draw)
     for recording in theatre.recorders:

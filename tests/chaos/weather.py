@@ -74,16 +74,16 @@ class Weather:
         lax: It takes MAIL within a transaction, and keeps the recipients that it has.
     """
 
-    chances: Mapping[tuple[Step, RelayFault], float]
+    chances: tuple[tuple[Step, RelayFault, float], ...]
     storm: tuple[int, Step, RelayFault] | None = None
     lax: bool = False
 
     def __str__(self) -> str:
         storm = [f"storm {self.storm[1]}:{self.storm[2]}"] if self.storm else []
-        return ", ".join([*(f"{step}:{fault}" for step, fault in self.chances), *storm]) or "clear"
+        return ", ".join([*(f"{step}:{fault}" for step, fault, _ in self.chances), *storm]) or "clear"
 
 
-CLEAR = Weather(chances={})
+CLEAR = Weather(chances=())
 
 
 def any_weather(draw: random.Random, *, people: int) -> Weather:
@@ -94,7 +94,7 @@ def any_weather(draw: random.Random, *, people: int) -> Weather:
     chosen = draw.sample(kinds, draw.choice([0, 1, 2, 4]))
     storms = [(Step.DOT, RelayFault.TAKE_AND_DROP), (Step.DOT, RelayFault.DROP), (Step.DATA, RelayFault.NO)]
     storm = (int(draw.uniform(0, 0.9) * people), *draw.choice(storms)) if draw.random() < 0.1 else None
-    return Weather(chances={kind: _chance(draw, kind) for kind in chosen}, storm=storm)
+    return Weather(chances=tuple((*kind, _chance(draw, kind)) for kind in chosen), storm=storm)
 
 
 def _chance(draw: random.Random, kind: tuple[Step, RelayFault]) -> float:
@@ -186,7 +186,7 @@ class Relay:
             if step is at and self.accepted() >= begins:
                 self._storm_left -= 1
                 return fault
-        for (at, fault), chance in self.weather.chances.items():
+        for at, fault, chance in self.weather.chances:
             if step is at and self.draw.random() < chance:
                 return fault
         return None
