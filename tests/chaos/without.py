@@ -39,16 +39,15 @@ def take_out(guards: Iterable[str]) -> None:
 
 
 def _claim_any(
-    connection: Connection, campaign_id: int, *, token: str, owner: str, recorder: str | None, **rest: Any
+    connection: Connection, campaign_id: int, lane: int, holder: Mapping[str, str | None]
 ) -> Batch | None:
     open_ones = sa.select(table.c.id).where(
-        table.c.campaign_id == campaign_id, table.c.state == BatchState.OPEN
+        table.c.campaign_id == campaign_id, table.c.lane == lane, table.c.state == BatchState.OPEN
     )
     found = connection.scalars(open_ones.order_by(table.c.id).limit(1)).first()
     if found is None:
         return None
-    taken = {"token": token, "owner": owner, "recorder": recorder}
-    connection.execute(sa.update(table).where(table.c.id == found).values(taken))
+    connection.execute(sa.update(table).where(table.c.id == found).values(**holder))
     return batches.get(connection, found)
 
 
