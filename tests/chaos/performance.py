@@ -23,7 +23,7 @@ _ENDS_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.02
 #: Nothing accepted for so long: the moment will not come by itself, because too much is in doubt or deferred.
 _PATIENCE_S = 12.0
-_GRIP_S = 0.4
+_GRIP_S = 0.3
 #: How far the clocks go when only deferred messages are left, so that their waits end.
 _STEP = timedelta(minutes=20)
 
@@ -107,9 +107,13 @@ class Performance:
             self._await_grip()
 
     def _await_grip(self) -> None:
-        """Until a dot is open on every connection of a sender, if it comes to that."""
-        until_s = time.monotonic() + _GRIP_S
-        while self._stage.relay.holding < self._stage.scenario.connections and time.monotonic() < until_s:
+        """Until a dot is open on every connection of a sender, or no further one comes."""
+        holding, since_s = 0, time.monotonic()
+        while (now_holding := self._stage.relay.holding) < self._stage.scenario.connections:
+            if now_holding != holding:
+                holding, since_s = now_holding, time.monotonic()
+            if time.monotonic() - since_s > (_GRIP_S if holding else 10 * _GRIP_S):
+                return
             time.sleep(_LOOK_EVERY_S / 10)
 
     def _await_end(self) -> None:
