@@ -75,7 +75,7 @@ def measure(directory: Path, *, count: int, database_url: str | None) -> dict[st
         _make_due(runtime)
         names = [one.job.name for one in prepared]
         queue_of: Callable[[str], str] = lambda kind: KINDS[kind].queue  # noqa: E731
-        took = _timed(lambda: fire(runtime.ledger, names, now=runtime.clock.now(), queue_of=queue_of))
+        took = _timed(lambda: fire(runtime.timeline, names, now=runtime.clock.now(), queue_of=queue_of))
         figures["record all of them due"] = took
         figures["due occurrences recorded a second"] = count / took
         figures["bare inserts of as many rows"] = _timed(lambda: _bare_inserts(runtime, count))

@@ -21,7 +21,8 @@ from typing import Any, Literal, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from maintd.errors import Problem, Problems, Unavailable
 
@@ -123,6 +124,7 @@ class Database:
             },
         )
         sa.event.listen(engine, "connect", self._prepare_sqlite)
+        sa.event.listen(engine, "checkout", self._see_that_it_is_the_file)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
 
@@ -144,7 +146,20 @@ class Database:
         sa.event.listen(engine, "begin", self._begin_postgresql)
         return engine
 
-    def _prepare_sqlite(self, connection: Any, _record: object) -> None:
+    def _see_that_it_is_the_file(self, _: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+        """A file that was put in the place of another is the database from now on."""
+        if record.info["file"] != (now := self._file()) and now is not None:
+            raise DisconnectionError(f"{self.where} is another file now")
+
+    def _file(self) -> tuple[int, int] | None:
+        path = sqlite_path(self.url)
+        try:
+            found = path.stat() if path is not None else None
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino) if found is not None else None
+
+    def _prepare_sqlite(self, connection: Any, record: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own
         connection.statement_timeout = self._statement_timeout
         journal = ["journal_mode = WAL"] if self._owned else []
@@ -154,6 +169,7 @@ class Database:
         connection.create_function(
             "sqrt", 1, lambda x: None if x is None else math.sqrt(x), deterministic=True
         )
+        record.info["file"] = self._file()
 
     def _begin_postgresql(self, connection: Connection) -> None:
         settings = ["SET LOCAL synchronous_commit = on", "SET LOCAL TIME ZONE 'UTC'"]

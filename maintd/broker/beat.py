@@ -28,6 +28,7 @@ from maintd.keyspace import Keyspace
 from maintd.ledger import jobs
 from maintd.ledger.engine import identity
 from maintd.ledger.jobs import StoredJob
+from maintd.ledger.timeline import LedgerHeld
 from maintd.scheduling.occurrences import fire, is_scheduled
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,10 @@ class LedgerScheduler(RedBeatScheduler):
             logger.warning("%s; it stands by", error)
             self._leadership.lost()
             return float(self.max_interval)
+        except LedgerHeld as error:
+            self._leadership.progressed()  # whoever leads goes on leading: another one could do no more
+            self._say(str(error))
+            return float(self.max_interval)
         except Unavailable as error:
             self._say(str(error))
             return float(self.max_interval)
@@ -127,7 +132,9 @@ class LedgerScheduler(RedBeatScheduler):
         super().close()
 
     def _tick(self) -> float:
-        if not self._leadership.held():
+        leads = self._leadership.held()
+        self._runtime.timeline.look()
+        if not leads:
             self._reconciled_s = None
             return float(self.max_interval)
         self._mirror()
@@ -155,7 +162,7 @@ class LedgerScheduler(RedBeatScheduler):
     def _fire(self, names: list[str], *, now: datetime) -> None:
         if not names:
             return
-        fired = fire(self._runtime.ledger, names, now=now, queue_of=_queue_of)
+        fired = fire(self._runtime.timeline, names, now=now, queue_of=_queue_of)
         self._keyspace.reschedule(self._leadership.token, fired.next_at)
         if fired.created:
             logger.info("%d runs are due", fired.created)

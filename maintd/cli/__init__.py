@@ -62,6 +62,7 @@ _TABLE = {
         "List messages of which nobody can know whether they arrived, and say what to do with them.",
     ),
     "suppressions": _entry("suppressions:suppressions", "Keep the list of people who are never mailed."),
+    "ledger": _entry("ledger:ledger", "See whether the ledger went back in time, and accept it."),
     "sink": _entry(
         "sink:sink",
         "Run a mail server that keeps every mail in a directory and delivers none; for trying out.",

@@ -138,6 +138,7 @@ def resume_campaign(context: Context, *, name: str, refused: float | None) -> No
     """
     with context.runtime() as runtime:
         campaign = control.resume(runtime.ledger, name, now=context.clock.now(), refused=refused)
+        context.say_if_held(runtime)
     with open_wake(context.settings) as wake:
         wake({Queue.MAIL_BULK})
     click.echo(f"{campaign.name} is sending")

@@ -18,6 +18,7 @@ from maintd.database import first_line
 from maintd.errors import MaintdError
 from maintd.execution.runtime import Runtime, open_runtime
 from maintd.ledger.engine import ledger_database
+from maintd.ledger.timeline import LedgerHeld, Timeline
 
 
 class Context:
@@ -52,6 +53,11 @@ class Context:
             yield runtime
         finally:
             runtime.close()
+
+    def say_if_held(self, runtime: Runtime) -> None:
+        """Says on standard error that nothing will come of what was asked for while the ledger is held."""
+        if (reason := Timeline(runtime.ledger).trouble()) is not None:
+            click.echo(f"{LedgerHeld(reason)}", err=True)
 
     @contextlib.contextmanager
     def naming_the_ledger(self) -> Iterator[None]:

@@ -167,6 +167,8 @@ def resolve_uncertain(
         else:
             resolve.resolve_one(ledger, campaign, address, said[0], now=now)
             count = 1
+        if said == [Word.RESEND]:
+            context.say_if_held(runtime)
     if count and said == [Word.RESEND]:
         with open_wake(context.settings) as wake:
             wake({Queue.MAIL_BULK})

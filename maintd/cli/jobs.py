@@ -105,8 +105,10 @@ def timers(context: Context, *, as_json: bool) -> None:
     Example: maintd timers
     """
     now = context.clock.now()
-    with context.runtime() as runtime, runtime.ledger.read() as connection:
-        found = timers_of(connection, now=now)
+    with context.runtime() as runtime:
+        with runtime.ledger.read() as connection:
+            found = timers_of(connection, now=now)
+        context.say_if_held(runtime)
     if as_json:
         print_json([asdict(timer) for timer in found])
     else:
@@ -186,6 +188,7 @@ def resume(context: Context, *, job: str) -> None:
     """
     with context.runtime() as runtime:
         resumed = resume_job(runtime.ledger, job, now=context.clock.now())
+        context.say_if_held(runtime)
     if resumed is None:
         click.echo(f"{job} was not paused")
         return

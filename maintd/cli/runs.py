@@ -262,6 +262,7 @@ def retry(context: Context, *, run_id: int) -> None:
     """
     with context.runtime() as runtime:
         queues = intervene.retry(run_id, runtime)
+        context.say_if_held(runtime)
     with open_wake(context.settings) as wake:
         wake(queues)
     click.echo(f"run {run_id} is queued")

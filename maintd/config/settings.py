@@ -153,6 +153,10 @@ class Settings(BaseModel):
     templates_dir: Directory = Path("templates")
     """The directory of the mail templates, one subdirectory a mail."""
 
+    recorder_keep: Duration = timedelta(days=3)
+    """How long flight recordings are kept that the ledger has: longer than a backup of the ledger is old when it is
+    restored."""
+
     heartbeat: Duration = timedelta(seconds=5)
     """How often the counter of a claim moves while its holder lives."""
 

@@ -138,6 +138,9 @@ def _state_dir(settings: Settings) -> str:
 def _ledger(runtime: Runtime) -> str:
     url = runtime.settings.database_url.get_secret_value()
     open_ledger(url).dispose()
+    if (reason := runtime.timeline.trouble()) is not None:
+        cure = "`maintd ledger status` says more, `maintd ledger accept` lets it go"
+        raise Problems([Problem(where="ledger", what=f"it is held: {reason}", cure=cure)])
     return runtime.ledger.where
 
 

@@ -20,6 +20,7 @@ from maintd.ledger import jobs, runs
 from maintd.ledger.jobs import StoredJob
 from maintd.ledger.runs import Claim, Run
 from maintd.ledger.states import RunState
+from maintd.ledger.timeline import LedgerHeld
 from maintd.scheduling.files import load
 from maintd.scheduling.job import Job
 from maintd.units import format_duration
@@ -48,6 +49,7 @@ def drain(queue: Queue, runtime: Runtime, *, stopping: Callable[[], bool], budge
     The budget bounds beginning; what was begun is brought to its end.
 
     Raises:
+        LedgerHeld: Nothing may be begun.
         Unavailable: The ledger does not answer.
     """
     drained = Drained()
@@ -66,7 +68,7 @@ def drain(queue: Queue, runtime: Runtime, *, stopping: Callable[[], bool], budge
 def _run_next(queue: Queue, runtime: Runtime, *, stopping: Callable[[], bool]) -> set[Queue] | None:
     """Carries out the next due run; None when there is none."""
     token = new_token()
-    with runtime.ledger.write() as connection:
+    with runtime.timeline.write() as connection:
         run = runs.claim(connection, queue=queue, token=token, owner=runtime.owner, now=runtime.clock.now())
         stored = jobs.get(connection, run.job) if run else None
     if run is None:
@@ -92,7 +94,7 @@ def _carry_out(
         done = _work(run, claim, job, stored.files, runtime, stopping=stopping)
     except ClaimLost:
         raise
-    except Interrupted as error:
+    except (Interrupted, LedgerHeld) as error:
         with runtime.ledger.write() as connection:
             now = runtime.clock.now()
             runs.put_back(connection, claim, due_at=now, reason=f"interrupted: {error}", failed=False)

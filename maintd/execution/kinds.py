@@ -144,6 +144,7 @@ def _run_campaign(work: Work) -> Done:
     enrolled = enrol(
         _edition(work, spec),
         ledger=runtime.ledger,
+        timeline=runtime.timeline,
         source=runtime.sources.get(spec.source),
         clock=runtime.clock,
         hold=hold,

@@ -54,8 +54,10 @@ class Reconciler:
         """One pass.
 
         Raises:
+            LedgerHeld: Nothing may be made good before a person has accepted the ledger.
             Unavailable: The ledger does not answer.
         """
+        self._runtime.timeline.look()
         freed = self._free_runs()
         freed_batches, doubtful = self._free_batches()
         ledger, now = self._runtime.ledger, self._runtime.clock.now()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from functools import cached_property
 
 from maintd.clock import Clock
 from maintd.config.settings import Settings
 from maintd.database import Database
 from maintd.ledger.engine import open_ledger
+from maintd.ledger.timeline import Timeline
+from maintd.ledger.witness import Witness
 from maintd.sources.connect import Sources
 
 
@@ -26,6 +29,16 @@ class Runtime:
     sources: Sources
     clock: Clock
     owner: str
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """The ledger's history as this host knows it."""
+        return Timeline(self.ledger, witness=self.witness, host=self.owner.partition(":")[0])
+
+    @property
+    def witness(self) -> Witness:
+        """What this host has seen of the ledger."""
+        return Witness(self.settings.state_dir / "witness")
 
     def close(self) -> None:
         """Closes every database."""

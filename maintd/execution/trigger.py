@@ -11,6 +11,7 @@ from maintd.execution.runtime import Runtime
 from maintd.ledger import jobs, runs
 from maintd.ledger.runs import NewRun
 from maintd.ledger.states import Cause, RunState
+from maintd.ledger.timeline import Timeline
 from maintd.scheduling.occurrences import header_of, options_of
 
 
@@ -27,9 +28,11 @@ def trigger(
 
     Raises:
         UsageError: No such job is applied; the nearest is named.
+        LedgerHeld: Nothing may be begun.
     """
     now = runtime.clock.now()
-    with runtime.ledger.write() as connection:
+    # Without a witness: whoever starts a job need not be able to read the daemons' state directory.
+    with Timeline(runtime.ledger).write() as connection:
         job = jobs.require(connection, job_name)
         if new_edition and job.kind != "campaign":
             raise UsageError(f'--new-edition is for campaigns; "{job_name}" is of kind {job.kind}')

@@ -19,6 +19,7 @@ from maintd.execution.runtime import Runtime
 from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger import campaigns
 from maintd.ledger.engine import identity
+from maintd.ledger.timeline import LedgerHeld
 from maintd.mail.pump import Pump, PumpSettings
 from maintd.mail.recorder import Recorder, this_boot, this_machine
 from maintd.mail.recover import Scene, recover_orphans
@@ -80,6 +81,15 @@ class Worker:
         Raises:
             Unavailable: The ledger does not answer.
         """
+        try:
+            self.runtime.timeline.look()
+            return self._work(queue)
+        except LedgerHeld as held:
+            logger.warning("%s", held, extra={"queue": queue})
+            self._stop_mailing()
+            return set()
+
+    def _work(self, queue: Queue) -> set[Queue]:
         budget = self.runtime.settings.wake_budget
         drained = executor.drain(queue, self.runtime, stopping=self._stopping, budget=budget)
         return drained.wakes | self._mail() if queue in MAIL_QUEUES else drained.wakes
@@ -88,14 +98,21 @@ class Worker:
         """Ends the event loop and the flight recorder."""
         self._loop.close()
         self._keyspace.close()
+        self._stop_mailing()
+
+    def _stop_mailing(self) -> None:
+        """Gives up whatever it holds; what it knows and the ledger does not stays in the recording."""
         if self._recorder is not None:
             self._recorder.close()
+        self._recorder = self._pump = None
 
     def _mail(self) -> set[Queue]:
         if self._patience.waits():
             return set()
         try:
             ready = self._pump_once()
+        except LedgerHeld:
+            raise
         except Unavailable as error:
             self._patience.failed()
             self._tell(f"waits: {error}")
@@ -116,7 +133,11 @@ class Worker:
 
     def _pump_once(self) -> set[Queue]:
         runtime, pump = self.runtime, self.ready_to_mail()
-        self._loop.run(pump.run(stopping=self._stopping, budget=runtime.settings.wake_budget))
+        try:
+            self._loop.run(pump.run(stopping=self._stopping, budget=runtime.settings.wake_budget))
+        finally:
+            if self._recorder is not None:
+                self._recorder.rest()
         steps = mailings.conclude(runtime.ledger, now=runtime.clock.now())
         with runtime.ledger.read() as connection:
             return steps | (self._mail_queues & queues_with_mail(connection))
@@ -125,12 +146,14 @@ class Worker:
         """This process's pump; before it begins, what the dead of this host left is taken over.
 
         Raises:
+            LedgerHeld: Nothing may be mailed.
             Problems: The state directory is not fit for mail.
             Unavailable: The ledger does not answer, or the recorder cannot be written.
         """
         if self._pump is None:
             runtime = self.runtime
             check_state_dir(runtime.settings)
+            runtime.timeline.look()
             scene = scene_of(runtime)
             doubtful = recover_orphans(runtime.ledger, scene=scene, now=runtime.clock.now())
             if doubtful:
@@ -141,6 +164,7 @@ class Worker:
                 boot_id=scene.boot_id,
                 machine_id=scene.machine_id,
                 clock=runtime.clock,
+                keep=runtime.settings.recorder_keep,
             )
             self._pump = self._make_pump(self._recorder)
         return self._pump
@@ -164,6 +188,7 @@ class Worker:
             clock=self.runtime.clock,
             owner=self.runtime.owner,
             recorder=recorder,
+            timeline=self.runtime.timeline,
         )
 
 

@@ -221,7 +221,8 @@ def _hold(connection: Connection, batch: Batch, *, sending: bool, **values: obje
     )
     if held.rowcount == 1:
         return
-    if get(connection, batch.id).token == batch.token:
+    found = find(connection, batch.id)
+    if found is not None and found.token == batch.token:
         raise NotSending(f"campaign {batch.campaign_id} does not send any more")
     raise ClaimLost(f"batch {batch.id} is no longer held by this process")
 

@@ -85,6 +85,11 @@ def get(connection: Connection, campaign_id: int) -> Campaign:
     return campaign
 
 
+def of_uid(connection: Connection, uid: str) -> Campaign | None:
+    """The campaign with that uid, if the ledger knows it."""
+    return _one(connection, campaigns.c.uid == uid)
+
+
 def named(connection: Connection, name: str) -> Campaign:
     """The campaign that a person means by its name, `weekly-digest/2026-W47`, or by its id.
 

@@ -254,6 +254,22 @@ def _parameters(outcome: Outcome) -> dict[str, Any]:
     return parameters
 
 
+def doubt(
+    connection: Connection, campaign_id: int, keys: Sequence[bytes], *, now: datetime, detail: str
+) -> int:
+    """Settles as uncertain whoever of these recipients is not settled, in the line or to come back into it."""
+    changed = connection.execute(
+        sa.update(deliveries)
+        .where(
+            deliveries.c.campaign_id == campaign_id,
+            deliveries.c.recipient_key.in_(keys),
+            deliveries.c.state.in_(sources(DELIVERY_MOVES, DeliveryState.UNCERTAIN)),
+        )
+        .values(state=DeliveryState.UNCERTAIN, settled_at=now, due_at=None, phase="dot", detail=detail)
+    )
+    return changed.rowcount
+
+
 def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime, limit: int) -> int:
     """Gives deferred deliveries whose time has come new ordinals at the tail, each in its own lane.
 

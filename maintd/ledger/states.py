@@ -90,7 +90,8 @@ _D = DeliveryState
 _SETTLED = frozenset({_D.SENT, _D.REJECTED, _D.UNCERTAIN, _D.SUPPRESSED, _D.EXPIRED, _D.CANCELLED})
 DELIVERY_MOVES: Mapping[DeliveryState, frozenset[DeliveryState]] = {
     _D.PENDING: _SETTLED | {_D.DEFERRED},
-    _D.DEFERRED: frozenset({_D.PENDING, _D.SENT, _D.EXPIRED, _D.CANCELLED}),
+    # A ledger that went back may have forgotten the last attempt, of which nobody knows what became.
+    _D.DEFERRED: frozenset({_D.PENDING, _D.SENT, _D.UNCERTAIN, _D.EXPIRED, _D.CANCELLED}),
     # Proof, policy or a person settles a doubt.
     _D.UNCERTAIN: frozenset({_D.SENT, _D.REJECTED, _D.DEFERRED, _D.CANCELLED}),
     # An acceptance that was read is a fact, whatever was believed before.

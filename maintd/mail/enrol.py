@@ -18,6 +18,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import identity
 from maintd.ledger.lines import OTHERS
 from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.timeline import Timeline
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
 from maintd.mail.audience import Row, ask_shared, open_audience
 from maintd.mail.campaign import SQL_PREFIX, CampaignSpec, bundle_of, columns_used, content_digest
@@ -71,6 +72,7 @@ def enrol(
     edition: Edition,
     *,
     ledger: Database,
+    timeline: Timeline,
     source: Database,
     clock: Clock,
     hold: Callable[[Connection], None],
@@ -84,6 +86,7 @@ def enrol(
     Args:
         edition: What to enrol.
         ledger: Where it is written.
+        timeline: Of that ledger.
         source: Where the audience comes from.
         clock: Gives the edition its Date.
         hold: Called in every transaction; raises when the caller's claim on the run is lost or it has to stop.
@@ -93,6 +96,7 @@ def enrol(
     Raises:
         CapReached: A `stop_at` cap; nothing will be sent until it is changed.
         JobFailed: Bad SQL, missing columns, or an unfinished edition of that name with other content.
+        LedgerHeld: Nothing may be mailed.
     """
     turns = _Turns(ledger=ledger, hold=hold, pause=pause)
     with ledger.read() as connection:
@@ -102,7 +106,8 @@ def enrol(
     template = compile_bundle(bundle_of(edition.spec, edition.files))
     campaign_id = _open(edition, found, turns, source=source, now=clock.now())
     _stream(edition, campaign_id, template, turns, source=source, clock=clock, progress=progress)
-    with turns.take() as connection:
+    with timeline.forward() as connection:
+        hold(connection)
         _check_growth(connection, edition, campaign_id)
         campaigns.move(connection, campaign_id, to=CampaignState.SENDING, now=clock.now())
         return Enrolled(campaign=campaigns.get(connection, campaign_id), resumed=False)

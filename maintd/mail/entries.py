@@ -13,10 +13,10 @@ any number of entries:
             I    CRC
 
     entry   I    CRC
-            B    kind: 1 dot intent, 2 reply read
-            B    size of what follows the recipient's key: 0 of an intent
+            B    kind: 1 dot intent, 2 reply read, 3 batch begun
+            B    size of what follows the 16 bytes below: 0 of an intent
             q    id of the batch
-            16s  key of the recipient
+            16s  key of the recipient; of a batch the uid of its campaign
 
     reply   B    state: 1 sent, 2 deferred, 3 rejected, 4 uncertain
             B    1: a deferral that counts among the failures of its delivery; 0: one that does not
@@ -24,6 +24,8 @@ any number of entries:
             H    SMTP code; 0: none
             q    when a deferred delivery is due; 0: never
             B+   phase, enhanced status code, detail, type of failure: each the size of a text and the text; 0: none
+
+    batch   B+   job, edition: likewise
 
 Every CRC is the CRC-32 of all that was written so far but the CRCs themselves. So an entry is believed only behind
 everything it was written behind: one that was altered, lost, doubled or moved ends the file there.
@@ -39,11 +41,14 @@ from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import BinaryIO, NamedTuple
 
+from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
 
 #: Bytes of a reply's texts; what is longer is cut. Together with the rest of a reply they fit into one byte's size.
 LONGEST_PHASE, LONGEST_ENHANCED, LONGEST_DETAIL, LONGEST_FAILURE = 8, 15, 200, 12
+#: Bytes of a batch's texts, likewise.
+LONGEST_JOB, LONGEST_EDITION = 63, 160
 
 _MAGIC = b"maintdFR"
 _VERSION = 2
@@ -75,6 +80,7 @@ class Kind(IntEnum):
 
     INTENT = 1  #: the dot's bytes are about to be handed to the socket
     REPLY = 2  #: a reply of the relay was read
+    BATCH = 3  #: from here on the id of the batch means one of this campaign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +100,45 @@ class Header:
     created_at: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """Which campaign a batch is of. A ledger that went back gives the ids of batches again, but never a campaign's uid.
+
+    Attributes:
+        uid: Of the campaign: 32 hexadecimal digits.
+        job: Its job; what is beyond 63 bytes is cut.
+        edition: Its edition; what is beyond 160 bytes is cut.
+    """
+
+    uid: str
+    job: str
+    edition: str
+
+    @classmethod
+    def of(cls, campaign: Campaign) -> Binding:
+        """That of a campaign."""
+        return cls(uid=campaign.uid, job=campaign.job, edition=campaign.edition)
+
+
 class Entry(NamedTuple):
-    """One entry whose CRC is right; what the reply was is read only when somebody asks."""
+    """One entry whose CRC is right; what is in it is read only when somebody asks."""
 
     kind: Kind
     batch_id: int
     recipient_key: bytes
     tail: bytes
+
+    def binding(self) -> Binding:
+        """Which campaign the batch is of.
+
+        Raises:
+            Damaged: It is no batch of this format.
+        """
+        try:
+            job, edition = _texts(self.tail)
+        except (LookupError, ValueError) as error:
+            raise Damaged(f"not a batch: {error}") from error
+        return Binding(uid=self.recipient_key.hex(), job=job or "", edition=edition or "")
 
     def outcome(self) -> Outcome:
         """What the reply did to its delivery.
@@ -171,6 +209,17 @@ def reply_bytes(batch_id: int, outcome: Outcome, *, after: int) -> tuple[bytes, 
     )
     tail = reply + b"".join(b"%c%b" % (len(text), text) for text in texts)
     return _entry_bytes(Kind.REPLY, batch_id, outcome.recipient_key, tail, after=after)
+
+
+def batch_bytes(batch_id: int, binding: Binding, *, after: int) -> tuple[bytes, int]:
+    """A batch's binding as it is written behind an entry with that CRC, and its own CRC.
+
+    Raises:
+        ValueError: The uid is not one.
+    """
+    job, edition = _cut(binding.job, LONGEST_JOB), _cut(binding.edition, LONGEST_EDITION)
+    tail = b"%c%b%c%b" % (len(job), job, len(edition), edition)
+    return _entry_bytes(Kind.BATCH, batch_id, bytes.fromhex(binding.uid), tail, after=after)
 
 
 def read_header(file: BinaryIO) -> Header | None:

@@ -19,6 +19,7 @@ from maintd.ledger.batches import Batch
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.timeline import LedgerHeld, Timeline
 from maintd.mail.outcomes import cut_off
 from maintd.mail.recorder import Recorder, RecorderFailed
 from maintd.mail.recover import resend_as_allowed
@@ -57,10 +58,12 @@ class HeldBatch:
         lease: timedelta,
         pumped: Pumped,
         recorder: Recorder | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         self.campaign = campaign
         self.batch = batch
         self._ledger = ledger
+        self._timeline = timeline or Timeline(ledger)
         self._clock = clock
         self._lease_s = lease.total_seconds()
         self._pumped = pumped
@@ -82,7 +85,7 @@ class HeldBatch:
         """The deliveries still to be sent, in order; settles them all instead when the campaign has expired."""
         campaign, batch, now = self.campaign, self.batch, self._clock.now()
         if campaign.expires_at is not None and campaign.expires_at <= now:
-            with self._ledger.write() as connection:
+            with self._timeline.write() as connection:
                 batches.beat(connection, batch)
                 deliveries.settle_range(
                     connection,
@@ -102,11 +105,12 @@ class HeldBatch:
 
         Raises:
             ClaimLost: Nothing was marked.
+            LedgerHeld: Nothing was marked, and nothing that is known may be written.
         """
         started_s = self._clock.monotonic_s()
         hi = max(delivery.ordinal for delivery in window) + 1
         stretch = replace(self.batch.stretch, lo=window[0].ordinal, hi=hi)
-        with self._ledger.write() as connection:
+        with self._timeline.forward() as connection:
             batches.mark(connection, self.batch, wire_hi=hi)
             self._settle(connection)
             deliveries.suppress(connection, stretch, now=self._clock.now())
@@ -152,7 +156,7 @@ class HeldBatch:
 
     def finish(self) -> None:
         """Writes what is known and closes the batch."""
-        with self._ledger.write() as connection:
+        with self._timeline.write() as connection:
             batches.done(connection, self.batch)
             self._settle(connection)
         self._written(self._clock.monotonic_s())
@@ -168,7 +172,7 @@ class HeldBatch:
         self.known.extend(cut_off(key, ordinal=ordinal) for key, ordinal in doubts.items())
         self._on_wire.clear()
         try:
-            with self._ledger.write() as connection:
+            with self._timeline.write() as connection:
                 batches.release(connection, self.batch, wire_hi=self.batch.lo)
                 self._settle(connection)
             self._written(self._clock.monotonic_s())
@@ -179,16 +183,18 @@ class HeldBatch:
     def keep_facts(self) -> None:
         """Writes the replies that were read, although the batch is somebody else's now: a fact stays a fact.
 
-        A campaign that has finished meanwhile sends again, if one of them says "later".
+        A campaign that has finished meanwhile sends again, if one of them says "later". One that the ledger has
+        forgotten gets nothing: its number may be another's now.
         """
         facts = [outcome for outcome in self.known if outcome.fact]
         now = self._clock.now()
-        with self._ledger.write() as connection:
-            campaign = campaigns.lock(connection, self.campaign.id)
-            deliveries.settle(connection, campaign.id, facts, now=now)
-            later = any(fact.state is DeliveryState.DEFERRED for fact in facts)
-            if later and campaign.state is CampaignState.FINISHED:
-                campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=now)
+        with self._timeline.write() as connection:
+            if (known := campaigns.of_uid(connection, self.campaign.uid)) is not None:
+                campaign = campaigns.lock(connection, known.id)
+                deliveries.settle(connection, campaign.id, facts, now=now)
+                later = any(fact.state is DeliveryState.DEFERRED for fact in facts)
+                if later and campaign.state is CampaignState.FINISHED:
+                    campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=now)
         self.known.clear()
         self.settled = True
 
@@ -215,7 +221,7 @@ class HeldBatch:
             await asyncio.sleep(every.total_seconds())
             try:
                 await asyncio.to_thread(act)
-            except ClaimLost:
+            except (ClaimLost, LedgerHeld):
                 self.closing = True
                 return
             except Exception as error:  # noqa: BLE001 - a heartbeat that fails is one that is missing, no more
@@ -223,15 +229,20 @@ class HeldBatch:
 
     def _move_counter(self) -> None:
         started_s = self._clock.monotonic_s()
-        with self._ledger.write() as connection:
+        with self._timeline.write() as connection:
             batches.beat(connection, self.batch)
         self._held_at_s = max(self._held_at_s, started_s)
 
     def _look(self) -> None:
         # The next mark finds the same, but on a slow relay it may be minutes away.
-        with contextlib.suppress(Unavailable), self._ledger.read() as connection:
-            if not campaigns.is_sending(connection, self.campaign.id):
-                self.closing = True
+        try:
+            self._timeline.look()
+            with self._ledger.read() as connection:
+                self.closing |= not campaigns.is_sending(connection, self.campaign.id)
+        except LedgerHeld:
+            raise
+        except Unavailable:
+            return
 
     def _settle(self, connection: Connection) -> None:
         now = self._clock.now()

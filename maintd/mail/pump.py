@@ -21,9 +21,11 @@ from maintd.ledger import batches, campaigns
 from maintd.ledger.batches import Batch, NotSending, Ready
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState
+from maintd.ledger.timeline import Timeline
 from maintd.mail.breaker import Breaker
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import Composer
+from maintd.mail.entries import Binding
 from maintd.mail.held import HeldBatch, Pumped
 from maintd.mail.recorder import Recorder
 from maintd.mail.templates import Bundle, RenderFailed
@@ -73,8 +75,10 @@ class Pump:
         clock: Clock,
         owner: str,
         recorder: Recorder | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         self._ledger = ledger
+        self._timeline = timeline or Timeline(ledger)
         self._sessions = sessions
         self._settings = settings
         self._clock = clock
@@ -99,6 +103,7 @@ class Pump:
             budget: How long windows may be begun.
 
         Raises:
+            LedgerHeld: Nothing may be mailed; this pump and its recorder are to be given up as they are.
             Unavailable: The relay or the ledger does not answer; what was claimed has been left for others.
         """
         pumped = Pumped()
@@ -183,7 +188,7 @@ class Pump:
             campaign = campaigns.get(connection, line.campaign_id)
         if not self._can_compose(campaign):
             return campaign, None
-        with self._ledger.write() as connection:
+        with self._timeline.write() as connection:
             batch = batches.claim(
                 connection,
                 campaign.id,
@@ -238,6 +243,7 @@ class Pump:
             lease=self._settings.lease,
             pumped=pumped,
             recorder=self._recorder,
+            timeline=self._timeline,
         )
         windows = Windows(
             held,
@@ -250,7 +256,7 @@ class Pump:
             stopping=stopping,
         )
         if self._recorder is not None:
-            self._recorder.begin(batch.id)
+            self._recorder.begin(batch.id, Binding.of(campaign))
         try:
             async with held.kept(heartbeat=self._settings.heartbeat, look=self._settings.look):
                 await windows.send_all()

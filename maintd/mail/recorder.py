@@ -5,7 +5,8 @@ writes into the page cache: they survive the death of the process by any signal.
 may not survive the machine, and a reader takes that into account: see `recording.judge`.
 
 A file is made under a temporary name, locked, given its header and only then named `<uid>.rec`. So a `.rec` that
-nobody has locked belongs to the dead, and a `.tmp` was never used.
+nobody has locked belongs to the dead, and a `.tmp` was never used. When the ledger has everything that is in a file it
+becomes `<uid>.done`, or `<uid>.damaged`, and is kept for some days: it makes a ledger good that went back in time.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from maintd.clock import Clock
 from maintd.errors import Unavailable
 from maintd.ledger.deliveries import Outcome
-from maintd.mail.entries import Header, header_bytes, intent_bytes, reply_bytes
+from maintd.mail.entries import Binding, Header, batch_bytes, header_bytes, intent_bytes, reply_bytes
 
 #: A message takes some 100 bytes: this is a recording of 150,000, which is read in a good second at most.
 ROLL_AT = 16 * 2**20
+
+#: How long a recording is kept that the ledger has: longer than a backup is old when it is needed.
+KEEP = timedelta(days=3)
+DONE, DAMAGED = ".done", ".damaged"
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MACHINE_ID = Path("/etc/machine-id")
@@ -62,13 +68,27 @@ class Recorder:
     `settled` when the ledger has all that is known of the batch.
     """
 
-    def __init__(self, new_file: Callable[[str], _File], *, uid: str) -> None:
+    def __init__(self, new_file: Callable[[str], _File], *, uid: str, clock: Clock) -> None:
         self._new_file = new_file
-        self._file = new_file(uid)
+        self._clock = clock
+        #: What the batches that are claimed from now on name.
+        self.name = uid
+        self._file: _File | None = new_file(uid)
         self._open: set[int] = set()
+        #: Batches of which nothing is written yet, not even whose they are.
+        self._blank: dict[int, Binding] = {}
 
     @classmethod
-    def create(cls, directory: Path, *, uid: str, boot_id: str, machine_id: str, clock: Clock) -> Recorder:
+    def create(
+        cls,
+        directory: Path,
+        *,
+        uid: str,
+        boot_id: str,
+        machine_id: str,
+        clock: Clock,
+        keep: timedelta = KEEP,
+    ) -> Recorder:
         """Starts a recorder.
 
         Args:
@@ -77,33 +97,28 @@ class Recorder:
             boot_id: See `this_boot`.
             machine_id: See `this_machine`.
             clock: Dates the recordings.
+            keep: How long recordings are kept that the ledger has; older ones go whenever a file is begun.
 
         Raises:
             RecorderFailed: The file cannot be written.
         """
 
         def new_file(uid: str) -> _File:
-            return _new_file(
-                directory,
-                Header(
-                    uid=uid,
-                    boot_id=boot_id,
-                    machine_id=machine_id,
-                    pid=os.getpid(),
-                    created_at=clock.now(),
-                ),
-            )
+            now = clock.now()
+            header = Header(uid=uid, boot_id=boot_id, machine_id=machine_id, pid=os.getpid(), created_at=now)
+            return _new_file(directory, header, kept_since=now - keep)
 
-        return cls(new_file, uid=uid)
+        return cls(new_file, uid=uid, clock=clock)
 
-    @property
-    def name(self) -> str:
-        """What the batches that are claimed from now on name."""
-        return self._file.path.stem
+    def begin(self, batch_id: int, binding: Binding) -> None:
+        """A batch that names this recorder was claimed: the recording is kept until it is settled.
 
-    def begin(self, batch_id: int) -> None:
-        """A batch that names this recorder was claimed: the recording is kept until it is settled."""
+        Args:
+            batch_id: The batch.
+            binding: Whose it is; goes before its first intent.
+        """
         self._open.add(batch_id)
+        self._blank[batch_id] = binding
 
     def intend(self, batch_id: int, recipient_key: bytes) -> None:
         """Writes that a dot is about to be handed to the socket.
@@ -112,7 +127,11 @@ class Recorder:
             RecorderFailed: Nothing was written; the dot must not be either.
         """
         self._open.add(batch_id)
-        self._file.append(*intent_bytes(batch_id, recipient_key, after=self._file.crc))
+        file = self._writing
+        if batch_id in self._blank:
+            file.append(*batch_bytes(batch_id, self._blank[batch_id], after=file.crc))
+            del self._blank[batch_id]
+        file.append(*intent_bytes(batch_id, recipient_key, after=file.crc))
 
     def read(self, batch_id: int, outcome: Outcome) -> None:
         """Writes what a reply did that was read just now.
@@ -126,14 +145,15 @@ class Recorder:
             ValueError: The outcome is not a fact.
         """
         self._open.add(batch_id)
-        self._file.append(*reply_bytes(batch_id, outcome, after=self._file.crc))
+        self._writing.append(*reply_bytes(batch_id, outcome, after=self._writing.crc))
 
     def settled(self, batch_id: int) -> None:
         """The ledger has, in a commit, all that is known of a batch, and this process holds it no longer."""
         self._open.discard(batch_id)
+        self._blank.pop(batch_id, None)
 
     def roll(self, *, uid: str, at: int = ROLL_AT) -> None:
-        """Starts a new file under a new name if this one is done with and the ledger has everything that is in it.
+        """Starts a new file under a new name if it rests, or if the ledger has everything of a file that is done with.
 
         Never the same file again: a batch that still names the old one finds it gone, which proves nothing.
 
@@ -142,19 +162,33 @@ class Recorder:
             at: Bytes from which on a file is done with; a broken one always is.
 
         Raises:
-            RecorderFailed: The new file cannot be written; the old one is still in use.
+            RecorderFailed: The new file cannot be written; the old one, if there is one, is still in use.
         """
-        if self._open or not (self._file.size >= at or self._file.broken):
+        old = self._file
+        if old is not None and (self._open or not (old.size >= at or old.broken)):
             return
-        done, self._file = self._file, self._new_file(uid)
-        done.drop()
+        self._file, self.name = self._new_file(uid), uid
+        if old is not None:
+            old.settle(now=self._clock.now())
+
+    def rest(self) -> None:
+        """Lets its file go, unless a batch is open: who does not mail keeps nobody from reading it."""
+        if not self._open:
+            self.close()
 
     def close(self) -> None:
-        """Ends the recorder. Its file goes too, unless a batch is open: then a successor settles that from it."""
-        if self._open:
-            self._file.close()
-        else:
-            self._file.drop()
+        """Lets its file go. If a batch is open it is left for a successor to settle that from it."""
+        file, self._file = self._file, None
+        if file is not None and self._open:
+            file.close()
+        elif file is not None:
+            file.settle(now=self._clock.now())
+
+    @property
+    def _writing(self) -> _File:
+        if self._file is None:
+            raise RecorderFailed("the flight recorder rests: nothing is mailed before it has begun anew")
+        return self._file
 
 
 @dataclass(kw_only=True)
@@ -164,6 +198,7 @@ class _File:
     Attributes:
         crc: Of everything in it, which the next entry's continues.
         size: In bytes.
+        begins: The size of its header.
         broken: It ends in half an entry: what came behind that could not be read.
     """
 
@@ -171,6 +206,7 @@ class _File:
     fd: int
     crc: int = 0
     size: int = 0
+    begins: int = 0
     broken: bool = False
 
     def append(self, data: bytes, crc: int) -> None:
@@ -192,11 +228,14 @@ class _File:
         os.ftruncate(self.fd, self.size)
         self.broken = False
 
-    def drop(self) -> None:
-        """Deletes it, if that can be done, and closes it."""
+    def settle(self, *, now: datetime) -> None:
+        """Puts it away, for the ledger has it all, or deletes it if there is nothing in it; and closes it."""
         # While it is still locked, so that nobody takes it for an orphan. One that stays becomes an orphan.
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            if self.size == self.begins:
+                self.path.unlink()
+            else:
+                put_away(self.path, damaged=self.broken, now=now)
         self.close()
 
     def close(self) -> None:
@@ -206,11 +245,22 @@ class _File:
             self.fd = -1
 
 
-def _new_file(directory: Path, header: Header) -> _File:
+def put_away(path: Path, *, damaged: bool, now: datetime) -> Path:
+    """Renames a recording whose every readable entry the ledger has; from now on it is kept for its time.
+
+    Raises:
+        OSError: It stays what it was.
+    """
+    os.utime(path, (now.timestamp(), now.timestamp()))
+    return path.rename(path.with_suffix(DAMAGED if damaged else DONE))
+
+
+def _new_file(directory: Path, header: Header, *, kept_since: datetime) -> _File:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _alone_in(directory):
             _sweep(directory)
+            _forget(directory, before=kept_since)
             return _create(recording_path(directory, header.uid), header)
     except OSError as error:
         raise _failed(directory, error) from error
@@ -222,6 +272,13 @@ def _sweep(directory: Path) -> None:
         leftover.unlink()
 
 
+def _forget(directory: Path, *, before: datetime) -> None:
+    """Deletes what was put away before."""
+    for path in directory.iterdir():
+        if path.suffix in (DONE, DAMAGED) and path.stat().st_mtime < before.timestamp():
+            path.unlink()
+
+
 def _create(path: Path, header: Header) -> _File:
     if path.exists():
         raise OSError(f"there is a recording {path.name} already")
@@ -231,6 +288,7 @@ def _create(path: Path, header: Header) -> _File:
     try:
         fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.append(*header_bytes(header))
+        file.begins = file.size
         temporary.rename(path)
     except BaseException:
         file.close()

@@ -11,12 +11,14 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
 from maintd.mail.entries import Damaged, Entry, Header, Kind, read_entries, read_header
+from maintd.mail.recorder import put_away
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +111,12 @@ def judge(
 
 
 class Orphan:
-    """A recording whose writer has died, held by its one successor."""
+    """A recording whose writer has died, held by its one successor; or one that was put away."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        #: Why it cannot be read to its end; known when it was read.
+        self.damage: str | None = None
 
     @property
     def name(self) -> str:
@@ -124,20 +128,40 @@ class Orphan:
         with self.path.open("rb") as file:
             return read_recording(file, batch_id=batch_id)
 
+    def entries(self) -> Iterator[Entry]:
+        """Every entry that can be read, in the order of writing, in flat memory."""
+        read = 0
+        try:
+            with self.path.open("rb") as file:
+                for entry in read_entries(file):
+                    read += 1
+                    yield entry
+        except (Damaged, OSError) as error:
+            self.damage = f"{error}, from entry {read + 1:,} on"
+
     def facts(self) -> Iterator[tuple[int, Outcome]]:
         """Every reply that can be read, with the id of its batch, in the order of writing, in flat memory.
 
         Only acceptances hold whatever the ledger says meanwhile. A refusal or a deferral is about one attempt: it
         holds while the delivery's ordinal is in that batch.
         """
-        with self.path.open("rb") as file, contextlib.suppress(Damaged, OSError):
-            for entry in read_entries(file):
+        with contextlib.suppress(Damaged):
+            for entry in self.entries():
                 if entry.kind is Kind.REPLY:
                     yield entry.batch_id, entry.outcome()
 
-    def discard(self) -> None:
-        """Deletes it, for the ledger has it all."""
-        self.path.unlink(missing_ok=True)
+    def put_away(self, *, now: datetime) -> None:
+        """Keeps it for its time, for the ledger has all that can be read; a damaged one's name says so."""
+        if self.damage is not None:
+            logger.warning(
+                "the recording %s is damaged: %s; what can be read counts, what is missing proves nothing",
+                self.path,
+                self.damage,
+            )
+        try:
+            self.path = put_away(self.path, damaged=self.damage is not None, now=now)
+        except OSError as error:
+            logger.warning("the recording %s cannot be put away: %s", self.path, error.strerror)
 
 
 @contextlib.contextmanager
@@ -188,6 +212,8 @@ class _Found:
         if entry.kind is Kind.INTENT:
             self.unanswered.add(key)
             return
+        if entry.kind is not Kind.REPLY:
+            return
         outcome = entry.outcome()
         self.unanswered.discard(key)
         if key not in self.outcomes or not _accepted(self.outcomes[key]):
@@ -214,4 +240,7 @@ def _lock(file: BinaryIO) -> bool:
     except BlockingIOError:
         return False
     # Between opening and locking another successor may have been done with it.
-    return os.fstat(file.fileno()).st_nlink > 0
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
+    except FileNotFoundError:
+        return False

@@ -82,14 +82,14 @@ def recover(
 
 def recover_batch(ledger: Database, batch: Batch, *, scene: Scene, now: datetime) -> int | None:
     """Takes over a batch whose holder's counter stopped, with its recorder if that is here and free; see `recover`."""
-    with _only_judge(scene), _adopted(scene, batch.recorder) as orphan:
+    with only_judge(scene), _adopted(scene, batch.recorder) as orphan:
         recording = orphan.recording(batch.id) if orphan else None
         with ledger.write() as connection:
             doubtful = recover(connection, batch, recording=recording, scene=scene, now=now)
             done = orphan is not None and not batches.held_with(connection, orphan.name)
         if orphan is not None and done:
             _merge_acceptances(ledger, orphan, now=now)
-            orphan.discard()
+            orphan.put_away(now=now)
     return doubtful
 
 
@@ -99,7 +99,7 @@ def recover_orphans(ledger: Database, *, scene: Scene, now: datetime) -> int:
     Returns:
         How many deliveries became doubtful.
     """
-    with _only_judge(scene):
+    with only_judge(scene):
         return sum(
             _recover_orphan(ledger, orphan, scene=scene, now=now) for orphan in orphans(scene.directory)
         )
@@ -118,7 +118,7 @@ def _recover_orphan(ledger: Database, orphan: Orphan, *, scene: Scene, now: date
         # A commit of the dead may have come in behind the first look: then its recording is still wanted.
         done = not batches.held_with(connection, orphan.name)
     if done:
-        orphan.discard()
+        orphan.put_away(now=now)
     return doubtful
 
 
@@ -135,7 +135,7 @@ def _merge_acceptances(ledger: Database, orphan: Orphan, *, now: datetime) -> No
 
 
 @contextlib.contextmanager
-def _only_judge(scene: Scene) -> Iterator[None]:
+def only_judge(scene: Scene) -> Iterator[None]:
     """One judge of this host at a time: a recording that another one reads must not look like one of the living."""
     if not scene.directory.is_dir():
         yield

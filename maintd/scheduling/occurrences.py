@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from maintd.database import Database
 from maintd.errors import JobFailed
 from maintd.ledger import jobs, misses, runs
 from maintd.ledger.jobs import StoredJob
 from maintd.ledger.misses import Miss
 from maintd.ledger.runs import NewRun
 from maintd.ledger.states import Cause, RunState
+from maintd.ledger.timeline import Timeline
 from maintd.scheduling.calendar import When, next_occurrence
 from maintd.scheduling.job import JobHeader
 from maintd.scheduling.policy import CatchUp, Missed, catch_up
@@ -51,24 +51,25 @@ class _CursorMoved(Exception):
     """Somebody else moved a cursor of the chunk: nothing of it may be recorded."""
 
 
-def fire(ledger: Database, names: Sequence[str], *, now: datetime, queue_of: QueueOf) -> Fired:
+def fire(timeline: Timeline, names: Sequence[str], *, now: datetime, queue_of: QueueOf) -> Fired:
     """Makes the runs that are due for these jobs.
 
     A chunk in which a job was changed at the same moment, by an apply or another beat, is left for the next look.
 
     Args:
-        ledger: Where jobs and runs are.
+        timeline: Of the ledger, where jobs and runs are.
         names: Jobs that may be due; the ledger decides whether they are.
         now: The present instant.
         queue_of: Knows the kinds.
 
     Raises:
+        LedgerHeld: Nothing may be fired.
         Unavailable: The ledger does not answer; a chunk is recorded whole or not at all.
     """
     fired = Fired(created=0, next_at={}, queues=set())
     for start in range(0, len(names), CHUNK):
         try:
-            with ledger.write() as connection:
+            with timeline.forward() as connection:
                 part = _fire_chunk(connection, names[start : start + CHUNK], now=now, queue_of=queue_of)
         except _CursorMoved:
             logger.info("a job was changed while it was looked at; it is looked at again")

@@ -58,7 +58,7 @@ cancelled  . . . . .
 """
 DELIVERIES = """
 pending    . x x x x x x x
-deferred   x . x . . . x x
+deferred   x . x . x . x x
 sent       . . . . . . . .
 rejected   . . x . . . . .
 uncertain  . x x x . . . x

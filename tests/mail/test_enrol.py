@@ -19,6 +19,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.engine import identity
 from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.timeline import Timeline
 from maintd.mail import audience, enrol
 from maintd.mail.address import parse_address, recipient_key
 from maintd.mail.campaign import CampaignSpec
@@ -114,7 +115,14 @@ def enrolled(
     pause: Callable[[float], None] = lambda _: None,
 ) -> Enrolled:
     return enrol.enrol(
-        edition, ledger=ledger, source=source, clock=clock, hold=hold, progress=progress, pause=pause
+        edition,
+        ledger=ledger,
+        timeline=Timeline(ledger),
+        source=source,
+        clock=clock,
+        hold=hold,
+        progress=progress,
+        pause=pause,
     )
 
 

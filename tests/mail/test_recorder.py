@@ -27,6 +27,7 @@ from maintd.ledger.states import DeliveryState
 from maintd.mail import recorder as recording_to
 from maintd.mail.entries import (
     LONGEST_DETAIL,
+    Binding,
     Damaged,
     Header,
     Kind,
@@ -37,7 +38,17 @@ from maintd.mail.entries import (
     reply_bytes,
 )
 from maintd.mail.failures import Failure
-from maintd.mail.recorder import Recorder, RecorderFailed, recording_path, this_boot, this_machine
+from maintd.mail.recorder import (
+    DAMAGED,
+    DONE,
+    KEEP,
+    Recorder,
+    RecorderFailed,
+    put_away,
+    recording_path,
+    this_boot,
+    this_machine,
+)
 from maintd.mail.recording import Recording, adopt, judge, orphans, read_recording
 from tests.ledgers import NOW, HandClock
 
@@ -46,6 +57,7 @@ REJECTED, UNCERTAIN = DeliveryState.REJECTED, DeliveryState.UNCERTAIN
 ANN, BEN, CID = (bytes([letter]) * 16 for letter in b"abc")
 BATCH, OTHER_BATCH = 7, 8
 UID, BOOT, MACHINE = "5eed" * 8, "2cc00fb6-e772-4ef2-902b-870e562a6fe1", "3d12" * 8
+BINDING = Binding(uid="ca" * 16, job="digest", edition="2026-W47")
 HEADER = Header(uid=UID, boot_id=BOOT, machine_id=MACHINE, pid=42, created_at=NOW)
 
 #: A dot intent (its recipient) or a reply, with the batch.
@@ -256,14 +268,78 @@ def test_the_recording_of_a_living_process_cannot_be_had(tmp_path: Path, recorde
     assert list(orphans(tmp_path)) == []
 
 
-def test_a_recorder_that_ends_with_everything_settled_leaves_nothing(
-    tmp_path: Path, recorder: Recorder
-) -> None:
-    recorder.begin(BATCH)
+def test_a_recorder_that_ends_with_everything_settled_is_put_away(tmp_path: Path, recorder: Recorder) -> None:
+    recorder.begin(BATCH, BINDING)
     recorder.intend(BATCH, ANN)
     recorder.settled(BATCH)
     recorder.close()
+    assert list(orphans(tmp_path)) == []
+    assert [path.name for path in tmp_path.iterdir()] == [f"{UID}{DONE}"]
+
+
+def test_a_recorder_in_which_nothing_was_written_leaves_nothing(tmp_path: Path, recorder: Recorder) -> None:
+    recorder.begin(BATCH, BINDING)
+    recorder.settled(BATCH)
+    recorder.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_is_bound_to_its_campaign_before_its_first_intent(tmp_path: Path, recorder: Recorder) -> None:
+    recorder.begin(BATCH, BINDING)
+    recorder.begin(OTHER_BATCH, replace(BINDING, uid="0b" * 16))
+    for key in (ANN, BEN):
+        recorder.intend(OTHER_BATCH, key)
+    recorder.intend(BATCH, CID)
+    recorder.close()
+    with adopt(recording_path(tmp_path, UID)) as orphan:
+        assert orphan is not None
+        kinds = [(entry.batch_id, entry.kind) for entry in orphan.entries()]
+        bound = [entry.binding() for entry in orphan.entries() if entry.kind is Kind.BATCH]
+    assert kinds == [
+        (OTHER_BATCH, Kind.BATCH),
+        *[(OTHER_BATCH, Kind.INTENT)] * 2,
+        (BATCH, Kind.BATCH),
+        (BATCH, Kind.INTENT),
+    ]
+    assert bound == [replace(BINDING, uid="0b" * 16), BINDING]
+
+
+def test_what_was_put_away_is_kept_for_its_time(tmp_path: Path) -> None:
+    for uid, age in (("old", KEEP + timedelta(seconds=1)), ("young", KEEP - timedelta(seconds=1))):
+        for damaged in (True, False):
+            put_away(left_by_the_dead(tmp_path, [], uid=uid), damaged=damaged, now=NOW - age)
+    left_by_the_dead(tmp_path, [], uid="orphan")
+    new_recorder(tmp_path).close()
+    assert {path.name for path in tmp_path.iterdir()} == {f"young{DONE}", f"young{DAMAGED}", "orphan.rec"}
+
+
+def test_a_recorder_that_rests_leaves_its_file_to_be_read_and_begins_anew(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    recorder.begin(BATCH, BINDING)
+    recorder.intend(BATCH, ANN)
+    recorder.rest()
+    with adopt(recording_path(tmp_path, UID)) as early:
+        assert early is None, "a batch is open"
+    recorder.settled(BATCH)
+    recorder.rest()
+    assert [path.suffix for path in tmp_path.iterdir()] == [DONE]
+    with pytest.raises(RecorderFailed, match="rests"):
+        recorder.intend(OTHER_BATCH, BEN)
+    recorder.roll(uid="next")
+    recorder.intend(OTHER_BATCH, BEN)
+    assert recorder.name == "next"
+
+
+def test_a_damaged_orphan_is_put_away_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = left_by_the_dead(tmp_path, [(BATCH, sent(ANN))])
+    with path.open("ab") as file:
+        file.write(b"torn")
+    for orphan in orphans(tmp_path):
+        assert list(orphan.facts()) == [(BATCH, sent(ANN))]
+        orphan.put_away(now=NOW)
+    assert [path.suffix for path in tmp_path.iterdir()] == [DAMAGED]
+    assert "from entry 2 on" in caplog.text
 
 
 @pytest.mark.parametrize("begun_only", [True, False])
@@ -271,7 +347,7 @@ def test_a_recorder_that_ends_with_a_batch_open_leaves_it_to_a_successor(
     tmp_path: Path, recorder: Recorder, begun_only: bool
 ) -> None:
     if begun_only:
-        recorder.begin(BATCH)
+        recorder.begin(BATCH, BINDING)
     else:
         recorder.intend(BATCH, ANN)
     recorder.close()
@@ -292,13 +368,13 @@ def test_a_grown_recorder_begins_anew_under_another_name(tmp_path: Path, recorde
     assert recorder.name == "next"
     recorder.intend(OTHER_BATCH, BEN)
     recorder.close()
-    [orphan] = tmp_path.glob("*")
+    [orphan] = tmp_path.glob("*.rec")
     assert orphan == recording_path(tmp_path, "next")
     assert found_in(orphan.read_bytes()) == ([(OTHER_BATCH, BEN)], True)
 
 
 def test_a_recorder_with_a_batch_open_keeps_its_file(recorder: Recorder) -> None:
-    recorder.begin(BATCH)
+    recorder.begin(BATCH, BINDING)
     recorder.roll(uid="next", at=1)
     assert recorder.name == UID
 
@@ -497,7 +573,7 @@ def test_an_orphan_that_another_successor_is_done_with_cannot_be_had(
     flock = fcntl.flock
 
     def late(file: IO[bytes], operation: int) -> None:
-        path.unlink()
+        put_away(path, damaged=False, now=NOW)
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
@@ -505,13 +581,13 @@ def test_an_orphan_that_another_successor_is_done_with_cannot_be_had(
         assert orphan is None
 
 
-def test_an_orphan_stays_until_it_is_discarded(tmp_path: Path) -> None:
+def test_an_orphan_stays_until_it_is_put_away(tmp_path: Path) -> None:
     path = left_by_the_dead(tmp_path, [(BATCH, ANN)])
     for _ in range(2):
         assert [orphan.path for orphan in orphans(tmp_path)] == [path]
     for orphan in orphans(tmp_path):
-        orphan.discard()
-    assert list(tmp_path.iterdir()) == []
+        orphan.put_away(now=NOW)
+    assert [path.suffix for path in tmp_path.iterdir()] == [DONE]
 
 
 def test_every_orphan_is_found_and_held_while_it_is_looked_at(tmp_path: Path, recorder: Recorder) -> None:

@@ -20,6 +20,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.tables import batches as batch_rows
+from maintd.mail.entries import Binding
 from maintd.mail.held import HeldBatch, Pumped
 from maintd.mail.recorder import Recorder, RecorderFailed
 from maintd.mail.recover import Scene, recover_batch, recover_orphans
@@ -69,7 +70,7 @@ def held(ledger: Database, campaign: Campaign, recorder: Recorder, clock: HandCl
             connection, campaign.id, size=12, token="mine", owner="host:1", recorder=recorder.name
         )
     assert batch is not None
-    recorder.begin(batch.id)
+    recorder.begin(batch.id, Binding.of(campaign))
     held = HeldBatch(
         campaign, batch, ledger=ledger, clock=clock, lease=LEASE, pumped=Pumped(), recorder=recorder
     )

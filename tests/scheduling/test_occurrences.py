@@ -13,6 +13,7 @@ from maintd.ledger.jobs import StoredJob
 from maintd.ledger.misses import Miss
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
+from maintd.ledger.timeline import Timeline
 from maintd.scheduling import occurrences
 from maintd.scheduling.occurrences import Fired, fire
 from tests.ledgers import MINUTE, NOW, add_job, add_run, race
@@ -33,7 +34,7 @@ def add(ledger: Database, name: str = "tidy", *, cursor_at: datetime = NOW, **ke
 
 
 def fired(ledger: Database, *, now: datetime, names: Sequence[str] = ("tidy",)) -> Fired:
-    return fire(ledger, names, now=now, queue_of=lambda kind: f"queue of {kind}"[:16])
+    return fire(Timeline(ledger), names, now=now, queue_of=lambda kind: f"queue of {kind}"[:16])
 
 
 def runs_of(ledger: Database, job: str = "tidy") -> list[Run]:
@@ -255,7 +256,7 @@ def test_a_job_of_an_unknown_kind_is_paused_with_the_reason_and_keeps_no_other_f
     add(ledger, "sound")
     with ledger.write() as connection:
         jobs.update(connection, "newer", {"kind": "cleanup.moon"})
-    done = fire(ledger, ["newer", "sound"], now=NOW + MINUTE, queue_of={"test": "maintenance"}.get)
+    done = fire(Timeline(ledger), ["newer", "sound"], now=NOW + MINUTE, queue_of={"test": "maintenance"}.get)
     assert (done.created, done.queues) == (1, {"maintenance"})
     newer = job_of(ledger, "newer")
     assert (newer.paused_at, newer.cursor_at) == (NOW + MINUTE, NOW)
