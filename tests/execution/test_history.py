@@ -13,21 +13,26 @@ from maintd.clock import SystemClock, new_token
 from maintd.config.load import load_settings
 from maintd.database import Database
 from maintd.execution import history
+from maintd.execution.history import NotHeld
 from maintd.execution.queues import Queue
+from maintd.execution.reconcile import Reconciler
 from maintd.execution.runtime import Runtime, open_runtime
+from maintd.execution.trigger import trigger
 from maintd.execution.worker import Worker, scene_of
-from maintd.ledger import batches
+from maintd.ledger import batches, campaigns, jobs
 from maintd.ledger.campaigns import Campaign
+from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.engine import migrate
-from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.ledger.timeline import LedgerHeld, standing
 from maintd.mail.entries import Binding
 from maintd.mail.held import HeldBatch, Pumped
 from maintd.mail.recorder import Recorder
-from maintd.mail.replay import Replayed
+from maintd.mail.replay import Replayed, StillMailing
+from maintd.scheduling.occurrences import fire
 from maintd.smtp.mailbox import read_index
 from tests.backups import Backups
-from tests.ledgers import add_campaign, campaign_of, tallied
+from tests.ledgers import NOW, add_campaign, add_job, add_run, campaign_of, run_of, tallied
 from tests.sinks import SinkThread
 
 PENDING, SENT, UNCERTAIN = DeliveryState.PENDING, DeliveryState.SENT, DeliveryState.UNCERTAIN
@@ -176,3 +181,191 @@ def hold_batch(runtime: Runtime, campaign: Campaign) -> tuple[HeldBatch, Recorde
         timeline=runtime.timeline,
     )
     return holder, recorder
+
+
+def outcome(delivery: Delivery) -> Outcome:
+    return Outcome(
+        recipient_key=delivery.recipient_key,
+        ordinal=delivery.ordinal,
+        state=SENT,
+        fact=True,
+        phase="dot",
+        code=250,
+    )
+
+
+def test_a_dot_that_nobody_answered_after_the_backup_is_doubtful_and_what_has_none_is_sent(
+    runtime: Runtime, relay: SinkThread, backups: Backups, tmp_path: Path
+) -> None:
+    campaign = add_campaign(runtime.ledger, recipients=6)
+    backup = backups.take()
+    holder, recorder = hold_batch(runtime, campaign)
+    window = holder.load()
+    holder.mark(window[:4])
+    for delivery in window[:3]:
+        assert holder.permit(delivery)
+    holder.learn(window[0], outcome(window[0]))
+    recorder.close()  # as the kernel does for the dead
+    backups.restore(backup)
+
+    dry = history.make_good(runtime, dry_run=True, claims_of_all=True, progress=lambda _read, _of: None)
+    assert held(runtime.ledger) is None
+    assert tallied(runtime.ledger, campaign.id) == {PENDING: 6}
+    done = accept(runtime)
+    assert (done.recordings, done.accepted, done.doubtful, done.released) == (1, 1, 2, 0)
+    assert dry == done
+    assert tallied(runtime.ledger, campaign.id) == {SENT: 1, UNCERTAIN: 2, PENDING: 3}
+    mail(runtime, relay)
+    assert sorted(accepted(tmp_path)) == ["p3@example.org", "p4@example.org", "p5@example.org"]
+
+
+def test_a_claim_of_the_past_is_judged_by_the_recording_of_its_holder(
+    runtime: Runtime, backups: Backups
+) -> None:
+    """The batch was held when the ledger was backed up; its holder went on, to the end, and is gone."""
+    campaign = add_campaign(runtime.ledger, recipients=6)
+    holder, recorder = hold_batch(runtime, campaign)
+    window = holder.load()
+    holder.mark(window[:4])
+    backup = backups.take()
+    for delivery in window[:3]:
+        assert holder.permit(delivery)
+    for delivery in window[:2]:
+        holder.learn(delivery, outcome(delivery))
+    holder.mark(window[4:])
+    holder.leave()
+    recorder.settled(holder.batch.id)
+    recorder.close()
+    backups.restore(backup)
+
+    done = accept(runtime)
+    assert (done.accepted, done.doubtful, done.released) == (2, 1, 1)
+    assert tallied(runtime.ledger, campaign.id) == {SENT: 2, UNCERTAIN: 1, PENDING: 3}
+
+
+def test_what_was_marked_by_a_host_that_did_not_replay_is_doubtful(
+    runtime: Runtime, backups: Backups, tmp_path: Path, database_url: str, relay: SinkThread
+) -> None:
+    campaign = add_campaign(runtime.ledger, recipients=6)
+    with closing(host(tmp_path, database_url, relay, "elsewhere")) as elsewhere:
+        holder, recorder = hold_batch(elsewhere, campaign)
+        holder.mark(holder.load()[:4])
+        backup = backups.take()
+        recorder.close()
+    with runtime.timeline.forward():
+        pass
+    backups.restore(backup)
+    assert accept(runtime).doubtful == 4
+    assert tallied(runtime.ledger, campaign.id) == {UNCERTAIN: 4, PENDING: 2}
+
+
+def test_every_host_replays_what_only_it_knows_and_any_may_accept(
+    runtime: Runtime, relay: SinkThread, backups: Backups, tmp_path: Path, database_url: str
+) -> None:
+    campaign = add_campaign(runtime.ledger, recipients=60)
+    backup = backups.take()
+    with closing(host(tmp_path, database_url, relay, "elsewhere")) as elsewhere:
+        mail(elsewhere, relay, at_least=20)
+        mail(runtime, relay, at_least=40)
+        before = relay.sink.accepted
+        backups.restore(backup)
+        here, there = replay(runtime).accepted, replay(elsewhere).accepted
+        assert here + there == before
+        assert replay(elsewhere).accepted == 0
+        assert held(runtime.ledger) is not None
+        accept(elsewhere)
+        mail(runtime, relay)
+    assert accepted(tmp_path) == everybody(campaign)
+
+
+def test_nothing_is_accepted_while_somebody_here_may_still_mail(runtime: Runtime, backups: Backups) -> None:
+    campaign = add_campaign(runtime.ledger, recipients=6)
+    backup = backups.take()
+    holder, recorder = hold_batch(runtime, campaign)
+    holder.mark(holder.load())
+    backups.restore(backup)
+    with pytest.raises(StillMailing, match="stop maintd on this host"):
+        accept(runtime)
+    assert held(runtime.ledger) is not None
+    recorder.close()
+    accept(runtime)
+
+
+def test_a_ledger_that_went_nowhere_is_not_accepted(runtime: Runtime) -> None:
+    with pytest.raises(NotHeld):
+        accept(runtime)
+    history.hold_ledger(runtime, reason="a drill")
+    accept(runtime)
+    assert held(runtime.ledger) is None
+
+
+def test_a_damaged_recording_counts_as_far_as_it_can_be_read(runtime: Runtime, backups: Backups) -> None:
+    campaign = add_campaign(runtime.ledger, recipients=6)
+    backup = backups.take()
+    holder, recorder = hold_batch(runtime, campaign)
+    window = holder.load()
+    holder.mark(window)
+    for delivery in window[:2]:
+        assert holder.permit(delivery)
+        holder.learn(delivery, outcome(delivery))
+    recorder.close()
+    [path] = scene_of(runtime).directory.glob("*.rec")
+    path.write_bytes(path.read_bytes()[:-1])
+    backups.restore(backup)
+    done = accept(runtime)
+    assert (done.accepted, done.doubtful, done.damaged) == (1, 1, [path.name])
+    assert history.status(runtime).damaged == (f"{path.stem}.damaged",)
+
+
+@pytest.mark.parametrize("enrolling", [True, False])
+def test_an_edition_that_the_ledger_has_forgotten_is_closed_and_its_job_paused(
+    runtime: Runtime, relay: SinkThread, backups: Backups, enrolling: bool
+) -> None:
+    with runtime.ledger.write() as connection:
+        add_job(connection, "hello", kind="campaign")
+    if enrolling:
+        campaign = add_campaign(runtime.ledger, recipients=6, state=CampaignState.ENROLLING)
+    backup = backups.take()
+    if enrolling:
+        with runtime.timeline.forward() as connection:
+            campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=runtime.clock.now())
+    else:
+        add_campaign(runtime.ledger, recipients=6)
+    mail(runtime, relay)
+    backups.restore(backup)
+
+    [forgotten] = accept(runtime).forgotten
+    assert (forgotten.name, forgotten.mailed) == ("hello/one", 6)
+    with runtime.ledger.read() as connection:
+        job = jobs.require(connection, "hello")
+        edition = campaigns.named(connection, "hello/one")
+    assert job.paused_at is not None
+    assert "edition one, of which 6 were mailed" in (job.pause_reason or "")
+    assert edition.state is CampaignState.CANCELLED
+    mail(runtime, relay)
+    assert relay.sink.accepted == 6
+
+
+def test_while_the_ledger_is_held_nothing_begins_and_afterwards_it_does(
+    runtime: Runtime, relay: SinkThread
+) -> None:
+    with runtime.ledger.write() as connection:
+        add_job(connection, cursor_at=NOW, next_at=NOW)
+        waiting = add_run(connection)
+    campaign = add_campaign(runtime.ledger, recipients=6)
+    history.hold_ledger(runtime, reason="a drill")
+    with closing(Worker(runtime, stopping=lambda: False)) as worker:
+        assert worker.work(Queue.MAIL_BULK) == worker.work(Queue.MAINTENANCE) == set()
+        for act in (
+            worker.ready_to_mail,
+            Reconciler(runtime).run_once,
+            lambda: trigger("tidy", runtime),
+            lambda: fire(runtime.timeline, ["tidy"], now=NOW, queue_of=lambda _: "maintenance"),
+        ):
+            with pytest.raises(LedgerHeld, match="a drill"):
+                act()
+        assert run_of(runtime.ledger, waiting).state is RunState.QUEUED
+        assert tallied(runtime.ledger, campaign.id) == {PENDING: 6}
+        accept(runtime)
+        worker.work(Queue.MAIL_BULK)
+    assert relay.sink.accepted == 6
