@@ -225,9 +225,7 @@ class _Replay:
                 recorder=batch.recorder,
                 boot_id=self._scene.boot_id,
                 machine_id=self._scene.machine_id,
-                unsettled=deliveries.pending_keys(
-                    connection, batch.campaign_id, lo=batch.lo, hi=batch.wire_hi
-                ),
+                unsettled=deliveries.pending_keys(connection, batch.marked),
             )
             return len(judged.doubtful)
 
