@@ -27,7 +27,7 @@ from maintd.execution.wake import Wake
 from maintd.keyspace import Keyspace
 from maintd.ledger import jobs
 from maintd.ledger.engine import identity
-from maintd.ledger.jobs import StoredJob
+from maintd.ledger.jobs import ListedJob
 from maintd.ledger.timeline import LedgerHeld
 from maintd.scheduling.occurrences import fire, is_scheduled
 
@@ -67,7 +67,7 @@ class LedgerEntry(RedBeatSchedulerEntry):
     """A job as RedBeat's own tools show it."""
 
     @classmethod
-    def of(cls, job: StoredJob, *, app: Celery) -> LedgerEntry:
+    def of(cls, job: ListedJob, *, app: Celery) -> LedgerEntry:
         """The entry of a job."""
         schedule = LedgerSchedule(when=job.spec.get("when"), next_at=job.next_at, app=app)
         return cls(

@@ -26,6 +26,8 @@ _EXAMPLES = {
     "MAINTD_DATABASE_URL": "postgresql://maintd@localhost/app",
     "MAINTD_REDIS_URL": "redis://localhost:6379/0",
     "MAINTD_SOURCE_<NAME>_URL": "postgresql://maintd@localhost/app",
+    "MAINTD_SMTP_LIMIT": "600/min",
+    "MAINTD_LANE_<NAME>": "20/s gmail.com googlemail.com",
     "MAINTD_SMTP_HELLO": "jobs.acme.example",
     "MAINTD_MAIL_FROM": "Acme <news@acme.example>",
     "MAINTD_MAIL_REDIRECT": "staging@acme.example",

@@ -15,12 +15,11 @@ from maintd.ledger.tables import jobs, meta
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredJob:
-    """A job as the ledger has it.
+class ListedJob:
+    """A job as the ledger has it, without the files it depends on, which may be megabytes.
 
     Attributes:
         spec: Header and kind's keys, in the form of the job file.
-        files: Texts it depends on, by the name the job file gives them, frozen when it was applied.
         digest: Of spec and files.
         cursor_at: The last instant that was considered.
         next_at: The first instant after it; None if it is never due by itself.
@@ -30,7 +29,6 @@ class StoredJob:
     kind: str
     revision: int
     spec: dict[str, Any]
-    files: dict[str, str]
     digest: str
     enabled: bool
     applied_at: datetime
@@ -38,6 +36,20 @@ class StoredJob:
     next_at: datetime | None
     paused_at: datetime | None
     pause_reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredJob(ListedJob):
+    """A job as the ledger has it, whole.
+
+    Attributes:
+        files: What it depends on, by the name the job file gives it, frozen when it was applied.
+    """
+
+    files: dict[str, str]
+
+
+_LISTED = [column for column in jobs.c if column.name != "files"]
 
 
 def get(connection: Connection, name: str) -> StoredJob | None:
@@ -60,15 +72,16 @@ def require(connection: Connection, name: str) -> StoredJob:
     return job
 
 
-def every(connection: Connection) -> list[StoredJob]:
+def every(connection: Connection) -> list[ListedJob]:
     """All applied jobs, by name."""
-    return [StoredJob(**row) for row in connection.execute(sa.select(jobs).order_by(jobs.c.name)).mappings()]
+    query = sa.select(*_LISTED).order_by(jobs.c.name)
+    return [ListedJob(**row) for row in connection.execute(query).mappings()]
 
 
-def some(connection: Connection, names: list[str]) -> list[StoredJob]:
+def some(connection: Connection, names: list[str]) -> list[ListedJob]:
     """The applied jobs among these names."""
-    query = sa.select(jobs).where(jobs.c.name.in_(names)).order_by(jobs.c.name)
-    return [StoredJob(**row) for row in connection.execute(query).mappings()]
+    query = sa.select(*_LISTED).where(jobs.c.name.in_(names)).order_by(jobs.c.name)
+    return [ListedJob(**row) for row in connection.execute(query).mappings()]
 
 
 def due(connection: Connection, *, now: datetime, limit: int) -> list[str]:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from maintd.database import Database
 from maintd.ledger import jobs, runs
-from maintd.ledger.jobs import StoredJob
+from maintd.ledger.jobs import ListedJob
 from maintd.scheduling.calendar import next_occurrence
 from maintd.scheduling.files import dump
 from maintd.scheduling.job import Job
@@ -68,7 +68,10 @@ def plan(connection: Connection, prepared: Sequence[Prepared]) -> list[Change]:
     """Compares files and ledger, job by job, in the order of names."""
     stored = {job.name: job for job in jobs.every(connection)}
     given = {one.job.name: one for one in prepared}
-    return [_change(name, given.get(name), stored.get(name)) for name in sorted(given | stored)]
+    return [
+        _change(connection, name, given.get(name), stored.get(name))
+        for name in sorted(given.keys() | stored.keys())
+    ]
 
 
 def apply(ledger: Database, prepared: Sequence[Prepared], *, prune: bool, now: datetime) -> list[Change]:
@@ -103,14 +106,15 @@ def apply(ledger: Database, prepared: Sequence[Prepared], *, prune: bool, now: d
     return changes
 
 
-def _change(name: str, given: Prepared | None, stored: StoredJob | None) -> Change:
+def _change(connection: Connection, name: str, given: Prepared | None, stored: ListedJob | None) -> Change:
     if given is None:
         return Change(job=name, move=Move.REMOVE)
     if stored is None:
         return Change(job=name, move=Move.ADD)
     if given.digest == stored.digest:
         return Change(job=name, move=Move.SAME)
-    keys = [*_differing(stored.spec, given.spec), *_differing(stored.files, dict(given.files))]
+    files = jobs.require(connection, name).files
+    keys = [*_differing(stored.spec, given.spec), *_differing(files, dict(given.files))]
     return Change(job=name, move=Move.CHANGE, keys=tuple(keys))
 
 
@@ -125,7 +129,7 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = 
     return keys
 
 
-def _row(given: Prepared, stored: StoredJob | None, *, now: datetime) -> dict[str, Any]:
+def _row(given: Prepared, stored: ListedJob | None, *, now: datetime) -> dict[str, Any]:
     header = given.job.header
     keeps_cursor = (
         stored is not None and stored.enabled == header.enabled and stored.spec["when"] == given.spec["when"]

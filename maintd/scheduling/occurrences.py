@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from maintd.errors import JobFailed
 from maintd.ledger import jobs, misses, runs
-from maintd.ledger.jobs import StoredJob
+from maintd.ledger.jobs import ListedJob
 from maintd.ledger.misses import Miss
 from maintd.ledger.runs import NewRun
 from maintd.ledger.states import Cause, RunState
@@ -115,7 +115,7 @@ def _fire_chunk(connection: Connection, names: Sequence[str], *, now: datetime, 
 class _Decision:
     """What to do about one job."""
 
-    job: StoredJob
+    job: ListedJob
     header: JobHeader
     queue: str
     catch_up: CatchUp
@@ -123,7 +123,7 @@ class _Decision:
 
 
 def _decide_or_pause(
-    connection: Connection, job: StoredJob, *, now: datetime, queue_of: QueueOf
+    connection: Connection, job: ListedJob, *, now: datetime, queue_of: QueueOf
 ) -> _Decision | None:
     """A job that this version cannot read must not keep the others from firing, and must not fail unseen."""
     try:
@@ -134,7 +134,7 @@ def _decide_or_pause(
         return None
 
 
-def _decide(job: StoredJob, *, now: datetime, queue_of: QueueOf) -> _Decision:
+def _decide(job: ListedJob, *, now: datetime, queue_of: QueueOf) -> _Decision:
     header = header_of(job)
     queue = queue_of(job.kind)
     if queue is None:
@@ -183,12 +183,12 @@ def _miss(job: str, missed: Missed) -> Miss:
     )
 
 
-def is_scheduled(job: StoredJob) -> bool:
+def is_scheduled(job: ListedJob) -> bool:
     """Whether a job becomes due by itself at present."""
     return job.enabled and job.paused_at is None and job.next_at is not None
 
 
-def header_of(job: StoredJob) -> JobHeader:
+def header_of(job: ListedJob) -> JobHeader:
     """The common keys of a stored job.
 
     Raises:

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from maintd.database import Database
 from maintd.errors import ClaimLost
 from maintd.ledger import jobs, misses
-from maintd.ledger.jobs import StoredJob
+from maintd.ledger.jobs import ListedJob
 from maintd.ledger.misses import Miss
 from maintd.scheduling.calendar import When, next_occurrence
 from maintd.scheduling.occurrences import header_of
@@ -70,7 +70,7 @@ def resume(ledger: Database, name: str, *, now: datetime) -> Resumed | None:
     return Resumed(paused_at=job.paused_at, missed=missed, next_at=next_at)
 
 
-def _record_missed(connection: Connection, job: StoredJob, when: When, *, now: datetime) -> Miss | None:
+def _record_missed(connection: Connection, job: ListedJob, when: When, *, now: datetime) -> Miss | None:
     assert job.cursor_at is not None, "a job has a cursor from the moment it is applied"
     missed = paused_over(when, cursor=job.cursor_at, now=now)
     if missed is None:
@@ -88,7 +88,7 @@ def _record_missed(connection: Connection, job: StoredJob, when: When, *, now: d
 
 
 def _move_cursor(
-    connection: Connection, job: StoredJob, when: When | None, *, now: datetime
+    connection: Connection, job: ListedJob, when: When | None, *, now: datetime
 ) -> datetime | None:
     # Never backwards, also when the clock was.
     cursor_at = max(now, job.cursor_at or now)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from sqlalchemy.engine import Connection
 
 from maintd.ledger import jobs, runs
-from maintd.ledger.jobs import StoredJob
+from maintd.ledger.jobs import ListedJob
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.scheduling.occurrences import header_of, is_scheduled
@@ -75,7 +75,7 @@ def timers(connection: Connection, *, now: datetime) -> list[Timer]:
 
 
 def _timer(
-    job: StoredJob, last: Run | None, going: Sequence[Run], pipelines: Sequence[str], *, now: datetime
+    job: ListedJob, last: Run | None, going: Sequence[Run], pipelines: Sequence[str], *, now: datetime
 ) -> Timer:
     when = header_of(job).when
     notes = [f"step of {', '.join(pipelines)}"] if pipelines else []
@@ -92,7 +92,7 @@ def _timer(
     )
 
 
-def _state(job: StoredJob, going: Sequence[Run], *, now: datetime) -> TimerState:
+def _state(job: ListedJob, going: Sequence[Run], *, now: datetime) -> TimerState:
     of_runs = {_OF_RUN[run.state] for run in going}
     if of_runs:
         return next(state for state in TimerState if state in of_runs)
@@ -107,7 +107,7 @@ def _state(job: StoredJob, going: Sequence[Run], *, now: datetime) -> TimerState
     return TimerState.OVERDUE if now - job.next_at > _LATE else TimerState.DUE
 
 
-def _pipelines_of(every: Sequence[StoredJob]) -> Mapping[str, list[str]]:
+def _pipelines_of(every: Sequence[ListedJob]) -> Mapping[str, list[str]]:
     pipelines: dict[str, list[str]] = {}
     for job in every:
         for step in job.spec.get("steps", ()):

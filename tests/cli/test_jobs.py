@@ -20,7 +20,7 @@ NAMES = ["expired-sessions", "nightly", "title-ratings", "weekly-digest"]
 
 def stored(project: Project) -> dict[str, StoredJob]:
     with project.runtime() as runtime, runtime.ledger.read() as connection:
-        return {job.name: job for job in jobs.every(connection)}
+        return {job.name: jobs.require(connection, job.name) for job in jobs.every(connection)}
 
 
 def moves(project: Project, *arguments: str) -> dict[str, str]:
