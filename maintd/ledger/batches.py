@@ -26,6 +26,7 @@ class Batch:
         token: The holder's; None when nobody holds it.
         counter: Moved by the living holder; a judge watches whether it stops.
         recorder: The flight recorder of the last holder: what it says of this batch is evidence.
+        losses: How many of its holders vanished.
     """
 
     id: int
@@ -39,6 +40,7 @@ class Batch:
     counter: int
     owner: str | None
     recorder: str | None
+    losses: int
 
     @property
     def stretch(self) -> Stretch:
@@ -256,7 +258,7 @@ def take_from_the_dead(connection: Connection, batch: Batch) -> bool:
             batches.c.token == batch.token,
             batches.c.counter == batch.counter,
         )
-        .values(token=None, owner=None, wire_hi=batches.c.lo)
+        .values(token=None, owner=None, wire_hi=batches.c.lo, losses=batches.c.losses + 1)
     )
     return taken.rowcount == 1
 

@@ -263,6 +263,7 @@ batches = sa.Table(
     sa.Column("counter", sa.Integer, nullable=False, server_default="0"),
     sa.Column("owner", sa.String(128)),
     sa.Column("recorder", sa.String(48), comment="the flight recorder of its holder"),
+    sa.Column("losses", sa.SmallInteger, nullable=False, server_default="0", comment="holders that vanished"),
     sa.Index(None, "campaign_id", "state"),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +19,15 @@ from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.lines import Stretch
-from maintd.ledger.states import DeliveryState
+from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail.outcomes import vanished
 from maintd.mail.recorder import recording_path
 from maintd.mail.recording import Orphan, Recording, adopt, judge, orphans
 
+logger = logging.getLogger(__name__)
+
+#: Senders that one batch may cost: one is an accident, so many are a message that kills whoever makes or sends it.
+MOST_LOSSES = 5
 _CHUNK = 500
 _CANCELLED = "the campaign was cancelled"
 
@@ -77,7 +82,18 @@ def recover(
     if any(one.state is DeliveryState.UNCERTAIN for one in [*judged.outcomes, *doubts]):
         campaign = campaigns.get(connection, batch.campaign_id)
         resend_as_allowed(connection, campaign, batch.marked, now=now)
+    if batch.losses + 1 >= MOST_LOSSES:
+        _pause(connection, batch, now=now)
     return len(doubts)
+
+
+def _pause(connection: Connection, batch: Batch, *, now: datetime) -> None:
+    reason = (
+        f"{batch.losses + 1} senders vanished over the same {batch.hi - batch.lo} messages "
+        f"(the last was {batch.owner}); find out what kills them"
+    )
+    if campaigns.move(connection, batch.campaign_id, to=CampaignState.PAUSED, now=now, reason=reason):
+        logger.error("campaign %d is paused: %s", batch.campaign_id, reason)
 
 
 def recover_batch(ledger: Database, batch: Batch, *, scene: Scene, now: datetime) -> int | None:

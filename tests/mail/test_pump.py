@@ -29,7 +29,7 @@ from maintd.mail.compose import Composer
 from maintd.mail.held import HeldBatch, Pumped
 from maintd.mail.pump import Pump, PumpSettings
 from maintd.mail.recorder import Recorder
-from maintd.mail.recover import Scene
+from maintd.mail.recover import MOST_LOSSES, Scene
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
 from maintd.smtp.mailbox import read_index
 from maintd.smtp.pool import SessionPool
@@ -676,6 +676,20 @@ def test_of_a_sender_that_vanished_before_its_first_mark_nothing_is_doubtful(
     campaign = add_campaign(ledger, recipients=4)
     held_batch(ledger, campaign, clock).load()
     assert judge(ledger) == 0
+    assert tallied(ledger, campaign.id) == {PENDING: 4}
+
+
+def test_a_batch_that_outlives_five_of_its_senders_pauses_its_campaign(
+    ledger: Database, clock: HandClock
+) -> None:
+    campaign = add_campaign(ledger, recipients=4)
+    for _ in range(MOST_LOSSES):
+        assert campaign_of(ledger, campaign.id).state is CampaignState.SENDING
+        held_batch(ledger, campaign, clock)
+        judge(ledger)
+    stopped = campaign_of(ledger, campaign.id)
+    assert stopped.state is CampaignState.PAUSED
+    assert "5 senders vanished over the same 4 messages" in (stopped.reason or "")
     assert tallied(ledger, campaign.id) == {PENDING: 4}
 
 

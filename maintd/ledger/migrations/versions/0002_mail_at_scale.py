@@ -112,9 +112,16 @@ def upgrade() -> None:
         postgresql_where=sa.text("lane > 0"),
     )
     op.add_column("batches", sa.Column("lane", sa.SmallInteger(), server_default="0", nullable=False))
+    op.add_column(
+        "batches",
+        sa.Column(
+            "losses", sa.SmallInteger(), server_default="0", nullable=False, comment="holders that vanished"
+        ),
+    )
 
 
 def downgrade() -> None:
+    op.drop_column("batches", "losses")
     op.drop_column("batches", "lane")
     op.drop_index("ix_deliveries_lane", table_name="deliveries")
     op.drop_column("campaigns", "sending_since")
