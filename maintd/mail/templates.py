@@ -240,6 +240,9 @@ class MailTemplate:
         self._environment = _environment(self._files | html)
         try:
             compiled = {path: self._environment.get_template(path) for path in self._files}
+            for template in compiled.values():
+                # Jinja copies them for every rendering, and the ChainMap it keeps them in costs most of a small one.
+                template.globals = dict(template.globals)
             self.variables = _variables(bundle, self._environment)
         except TemplateSyntaxError as error:
             where = f"{error.name}:{error.lineno}"

@@ -102,6 +102,37 @@ def test_whoever_is_enrolled_already_is_looked_up_and_not_searched_for(ledger: D
     assert "Filter" not in plans[-1].partition("SubPlan")[2], plans
 
 
+def test_acceptances_are_written_by_walking_through_their_window_at_most(ledger: Database) -> None:
+    """Whatever the planner believes of a campaign that was enrolled just now."""
+    campaign = add_campaign(ledger, recipients=20_000)
+    explain = "EXPLAIN " if ledger.dialect == "postgresql" else "EXPLAIN QUERY PLAN "
+    plans: list[str] = []
+
+    @sa.event.listens_for(ledger.engine, "before_cursor_execute")
+    def look(_c: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        if statement.startswith("UPDATE"):
+            cursor.execute(explain + statement, parameters)
+            plans.append("\n".join(str(row[-1]) for row in cursor))
+
+    settle(ledger, campaign.id, *(outcome(number, SENT) for number in range(5000, 5300)))
+    assert tallied(ledger, campaign.id) == {PENDING: 19_700, SENT: 300}
+    (plan,) = plans
+    steps = [line for line in plan.splitlines() if "Index Cond" in line or "SEARCH deliveries" in line]
+    assert len(steps) == 1, plan
+    assert "ordinal" in steps[0], plan
+
+
+@pytest.mark.parametrize("known", [PENDING, DEFERRED, UNCERTAIN, REJECTED, SENT])
+def test_acceptances_of_the_present_and_of_an_earlier_attempt_count_alike(
+    ledger: Database, known: DeliveryState
+) -> None:
+    campaign = add_campaign(ledger, recipients=3)
+    settle(ledger, campaign.id, outcome(1, known, due_at=NOW))
+    earlier = replace(outcome(2, SENT), ordinal=77)
+    settle(ledger, campaign.id, outcome(0, SENT), outcome(1, SENT), earlier)
+    assert tallied(ledger, campaign.id) == {SENT: 3}
+
+
 def test_an_outcome_is_written_with_all_that_the_relay_said(ledger: Database) -> None:
     campaign = add_campaign(ledger, recipients=1)
     said = Outcome(
