@@ -1,0 +1,229 @@
+"""A mailing sent by a real `maintd worker` process, from the wake-up to the end of the campaign."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from maintd.broker.wake import open_wake
+from maintd.clock import SystemClock
+from maintd.config.load import bare_environment, load_settings
+from maintd.config.settings import Settings
+from maintd.database import Database
+from maintd.execution.queues import Queue
+from maintd.ledger import campaigns, deliveries, runs
+from maintd.ledger.engine import migrate, open_ledger
+from maintd.ledger.runs import NewRun
+from maintd.ledger.states import CampaignState, DeliveryState, RunState
+from maintd.mail.campaign import CampaignSpec
+from maintd.mail.enrol import Edition, enrol
+
+CONNECTIONS = 10
+SENDER = "Acme <news@acme.example>"
+PEOPLE = (
+    "WITH RECURSIVE k(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM k WHERE n < {count}) "
+    "SELECT n AS id, 'person' || n || '@example' || (n % 1000) || '.com' AS email, 'Person ' || n AS name FROM k"
+)
+
+
+def people(count: int) -> Iterator[tuple[str, str]]:
+    """Addresses and names, those of `PEOPLE`."""
+    return ((f"person{n}@example{n % 1000}.com", f"Person {n}") for n in range(1, count + 1))
+
+
+_STYLE = """
+body { font-family: sans-serif; color: #222; margin: 0 } h1 { font-size: 22px; color: #0a5 }
+table { border-collapse: collapse; width: 100% } td { padding: 6px 8px; border-bottom: 1px solid #ddd }
+.score { text-align: right; font-weight: bold } .foot { color: #888; font-size: 12px }
+"""
+_ROWS = "".join(f'<tr><td>Film {n}</td><td class="score">{9 - n / 30:.1f}</td></tr>\n' for n in range(60))
+TEMPLATES: Mapping[str, Mapping[str, str]] = {
+    "small": {
+        "subject.txt": "News for {{ name }}",
+        "body.txt": "Dear {{ name }},\n\nthis is what is new in {{ edition }}.\n\nYours, Acme\n",
+        "body.html": "<h1>{{ edition }}</h1>\n<p>Dear {{ name }},</p>\n<p>this is what is new.</p>\n",
+    },
+    "rich": {
+        "subject.txt": "News for {{ name }}",
+        "body.txt": "Dear {{ name }},\n\nthis is what is new in {{ edition }}.\n\nYours, Acme\n",
+        "body.html": f"<html><head><style>{_STYLE}</style></head><body><h1>News</h1><p>Dear {{{{ name }}}},</p>"
+        f'<table>{_ROWS}</table><p class="foot">{{{{ edition }}}}</p></body></html>\n',
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Of one run: messages a second, CPU of the sender a message, and the most memory that it held."""
+
+    per_s: float
+    cpu_us: float
+    rss_mb: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mailing:
+    """What the worker is given to do."""
+
+    ledger: str
+    template: str
+    recipients: int
+    rtt_ms: float = 0.0
+
+
+class Bench:
+    """A Redis, a relay at several distances and both ledgers, with workers that come and go."""
+
+    def __init__(self, directory: Path, *, postgresql_url: str, ports: Mapping[float, int]) -> None:
+        self.directory = directory
+        self.ports = ports
+        self._postgresql_url = postgresql_url
+        self.settings = self._settings(f"sqlite:///{directory / 'ledger.db'}", ports[0.0])
+
+    def _settings(self, ledger_url: str, port: int) -> Settings:
+        environ = {
+            "MAINTD_ENV_FILE": "",
+            "MAINTD_STATE_DIR": str(self.directory),
+            "MAINTD_DATABASE_URL": ledger_url,
+            "MAINTD_SMTP_URL": f"smtp://127.0.0.1:{port}",
+            "MAINTD_SMTP_CONNECTIONS": str(CONNECTIONS),
+            "MAINTD_LOG_LEVEL": "warning",
+        }
+        return load_settings(environ=environ, env_file=None)
+
+    def send(self, mailing: Mailing) -> Figures:
+        """Enrols a mailing into an empty ledger and lets a fresh worker send it, when that is warm."""
+        with self._ledger_url(mailing.ledger) as url:
+            settings = self._settings(url, self.ports[mailing.rtt_ms])
+            with contextlib.closing(Run(settings)) as run, run.worker() as pid:
+                run.send(mailing.template, 500)
+                return run.measure(mailing.template, mailing.recipients, pid=pid)
+
+    @contextlib.contextmanager
+    def _ledger_url(self, kind: str) -> Iterator[str]:
+        if kind == "sqlite":
+            path = self.directory / f"{uuid.uuid4().hex}.db"
+            yield f"sqlite:///{path}"
+            for file in self.directory.glob(f"{path.name}*"):
+                file.unlink()
+            return
+        admin = sa.make_url(self._postgresql_url).set(drivername="postgresql+psycopg")
+        engine = sa.create_engine(admin, isolation_level="AUTOCOMMIT")
+        name = f"bench{uuid.uuid4().hex[:12]}"
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+            yield admin.set(database=name, drivername="postgresql").render_as_string(hide_password=False)
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+        engine.dispose()
+
+
+class Run:
+    """One ledger and its worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        url = settings.database_url.get_secret_value()
+        migrate(url)
+        self._ledger = open_ledger(url)
+        self._source = Database(f"sqlite:///{settings.state_dir / 'app.db'}", name="source app")
+
+    def close(self) -> None:
+        self._ledger.dispose()
+        self._source.dispose()
+
+    @contextlib.contextmanager
+    def worker(self) -> Iterator[int]:
+        """The pid of a mail process."""
+        command = [sys.executable, "-m", "maintd", "worker", "--queues", "mail.urgent,mail.bulk"]
+        environment = bare_environment() | self._settings.environment()
+        with subprocess.Popen(command, env=environment) as process:
+            try:
+                yield process.pid
+            finally:
+                process.terminate()
+
+    def measure(self, template: str, count: int, *, pid: int) -> Figures:
+        """Sends a mailing and looks what the worker used for it."""
+        before_s = cpu_s(pid)
+        took_s = self.send(template, count)
+        return Figures(
+            per_s=count / took_s, cpu_us=(cpu_s(pid) - before_s) / count * 1e6, rss_mb=_peak_mb(pid)
+        )
+
+    def send(self, template: str, count: int) -> float:
+        """Enrols so many and wakes the worker; returns the seconds from then to the end of the campaign."""
+        campaign_id = self._enrol(template, count)
+        woken_at = datetime.now(UTC)
+        with open_wake(self._settings) as wake:
+            wake({Queue.MAIL_BULK})
+        while (finished_at := self._finished_at(campaign_id)) is None:
+            time.sleep(0.05)
+        assert self._all_sent(campaign_id, count)
+        return (finished_at - woken_at).total_seconds()
+
+    def _all_sent(self, campaign_id: int, count: int) -> bool:
+        with self._ledger.read() as connection:
+            return deliveries.counts(connection, campaign_id)[DeliveryState.SENT] == count
+
+    def _finished_at(self, campaign_id: int) -> datetime | None:
+        with self._ledger.read() as connection:
+            campaign = campaigns.get(connection, campaign_id)
+        assert campaign.state in (CampaignState.SENDING, CampaignState.FINISHED), campaign.reason
+        return campaign.finished_at
+
+    def _enrol(self, template: str, count: int) -> int:
+        clock = SystemClock()
+        now = clock.now()
+        queued = NewRun(
+            job="news", kind="campaign", occurrence=uuid.uuid4().hex, cause="manual", nominal_at=now, options={},
+            state=RunState.UNDERWAY, queue=Queue.MAINTENANCE, due_at=now,
+        )  # fmt: skip
+        with self._ledger.write() as connection:
+            run_id = runs.create(connection, queued, now=now)
+        assert run_id is not None
+        edition = Edition(
+            job="news",
+            name=uuid.uuid4().hex,
+            run_id=run_id,
+            spec=_spec(template),
+            files={"sql/people.sql": PEOPLE.format(count=count)}
+            | {f"template/{template}/{name}": text for name, text in TEMPLATES[template].items()},
+            uid=uuid.uuid4().hex,
+        )
+        enrolled = enrol(
+            edition,
+            ledger=self._ledger,
+            source=self._source,
+            clock=clock,
+            hold=lambda _: None,
+            progress=lambda _: None,
+            pause=time.sleep,
+        )
+        return enrolled.campaign.id
+
+
+def _spec(template: str) -> CampaignSpec:
+    return CampaignSpec.model_validate({
+        "source": "app", "audience": {"sql": "people.sql", "recipient": "id"}, "template": template, "from": SENDER,
+    })  # fmt: skip
+
+
+def cpu_s(pid: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024

@@ -1,0 +1,60 @@
+"""docs/benchmarks.md: each benchmark writes its own section of it, with what it was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sqlite3
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+_LIBRARIES = ("SQLAlchemy", "psycopg", "aiosmtplib", "Jinja2", "css-inline", "celery")
+
+
+def write_section(name: str, lines: Iterable[str]) -> None:
+    """Replaces what stands between `<!-- name -->` and `<!-- end -->`."""
+    section = "\n".join(lines)
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    text, found = pattern.subn(lambda match: f"{match[1]}{section}\n{match[2]}", PAGE.read_text())
+    assert found == 1, f"{PAGE} has no section {name}"
+    PAGE.write_text(text)
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown; every column but the first is of numbers."""
+    rule = ["---", *("---:" for _ in heading[1:])]
+    return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
+
+
+def surroundings(*, took_s: float, busy: float, postgresql: str) -> list[str]:
+    """When, on what and beside what it was measured.
+
+    Args:
+        took_s: How long the whole run took.
+        busy: The load of the machine before it began: processes that wanted to run, as a mean of one minute.
+        postgresql: Its version.
+    """
+    libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    beside = "nothing else ran" if busy < 0.5 else f"other work kept {busy:.1f} processes busy when it began"
+    command = " ".join(["python", "-m", _module(), *sys.argv[1:]])
+    return [
+        f"`{command}`, {datetime.now(UTC):%-d %B %Y}, {took_s / 60:.0f} min; {beside}.",
+        "",
+        f"{os.cpu_count()} × {_processor()}, Linux {platform.release()}, Python {platform.python_version()}, "
+        f"PostgreSQL {postgresql}, SQLite {sqlite3.sqlite_version}, {libraries}.",
+    ]
+
+
+def _module() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else sys.argv[0]
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
