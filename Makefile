@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test chaos check docs clean help
+.PHONY: demo test chaos check docs bench-mail bench-scale clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -35,6 +35,12 @@ check: $(READY)  ## style, types, layers
 
 docs: $(READY)   ## write the reference pages from the code they describe
 	@$(BIN)/python docs/generate.py
+
+bench-mail: $(READY)   ## messages a second and CPU for each, against others; writes docs/benchmarks.md; ten minutes
+	@$(BIN)/python -m benchmarks.mail --write
+
+bench-scale: $(READY)  ## a ledger of ten million deliveries; writes docs/benchmarks.md; ten gigabytes
+	@$(BIN)/python -m benchmarks.scale --write
 
 clean:           ## remove what the other targets made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache maintd-demo

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import sqlalchemy as sa
 from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks import rivals
 from benchmarks.mailing import CONNECTIONS, Bench, Figures, Mailing
-from benchmarks.page import surroundings, table, write_section
+from benchmarks.page import surroundings, table, target, version_of, write_section
 from benchmarks.servers import postgresql, relays, valkey
 
 RTTS_MS = (0.0, 1.0, 5.0, 20.0)
@@ -87,7 +86,7 @@ def main() -> None:
     plan, busy, began_s = QUICK if given.quick else WHOLE, os.getloadavg()[0], time.monotonic()
     lines = list(measure(plan, sizes=(*plan.sizes, *([1_000_000] if given.million else []))))
     with postgresql() as url:
-        server = _version_of(url)
+        server = version_of(url)
     lines[2:2] = [*surroundings(took_s=time.monotonic() - began_s, busy=busy, postgresql=server), ""]
     Console().print(Markdown("\n".join(lines)))
     if given.write:
@@ -190,13 +189,13 @@ def _show_near(near: Sequence[Near]) -> Iterator[str]:
     beyond = [one.maintd[ledger].cpu_us - one.rendering.cpu_us for one in near for ledger in LEDGERS]
     times = [one.maintd[ledger].per_s / one.celery.per_s for one in near for ledger in LEDGERS]
     small = near[0]
-    yield _target(f"at most {TARGETS['beyond_us']} µs beyond rendering", met=max(beyond) <= TARGETS["beyond_us"],
+    yield target(f"at most {TARGETS['beyond_us']} µs beyond rendering", met=max(beyond) <= TARGETS["beyond_us"],
                   measured=f"{max(beyond):.0f} µs at most")  # fmt: skip
-    yield _target(f"at least {TARGETS['baseline']} × plain Celery", met=min(times) >= TARGETS["baseline"],
+    yield target(f"at least {TARGETS['baseline']} × plain Celery", met=min(times) >= TARGETS["baseline"],
                   measured=f"{min(times):.1f} × at least")  # fmt: skip
     if small.ceiling_per_s is not None:
         share = max(one.per_s for one in small.maintd.values()) / small.ceiling_per_s
-        yield _target(f"at least {TARGETS['ceiling']} of the ceiling with the small template",
+        yield target(f"at least {TARGETS['ceiling']} of the ceiling with the small template",
                       met=share >= TARGETS["ceiling"], measured=f"{share:.2f}")  # fmt: skip
 
 
@@ -238,7 +237,7 @@ def _show_far(far: Sequence[Far]) -> Iterator[str]:
     )
     yield ""
     least = min(one.maintd.per_s / one.aiosmtplib.per_s for one in far if one.rtt_ms >= 1)
-    yield _target(f"at least {TARGETS['distance']} × aiosmtplib from 1 ms on", met=least >= TARGETS["distance"],
+    yield target(f"at least {TARGETS['distance']} × aiosmtplib from 1 ms on", met=least >= TARGETS["distance"],
                   measured=f"{least:.1f} × at least")  # fmt: skip
 
 
@@ -252,26 +251,14 @@ def _show_memory(sizes: Sequence[int], memory: dict[str, list[Figures]]) -> Iter
     yield ""
     most = max(one.rss_mb for figures in memory.values() for one in figures)
     growth = max(figures[-1].rss_mb / figures[0].rss_mb - 1 for figures in memory.values())
-    yield _target(f"at most {TARGETS['rss_mb']} MB", met=most <= TARGETS["rss_mb"], measured=f"{most:.0f} MB")
-    yield _target(
+    yield target(f"at most {TARGETS['rss_mb']} MB", met=most <= TARGETS["rss_mb"], measured=f"{most:.0f} MB")
+    yield target(
         f"no more than {TARGETS['flat']:.0%} growth", met=growth <= TARGETS["flat"], measured=f"{growth:.0%}"
     )
 
 
-def _target(wanted: str, *, met: bool, measured: str) -> str:
-    return f"- Target: {wanted}. {'Met' if met else '**Missed**'}: {measured}."
-
-
 def _us(value: float) -> str:
     return f"{value:.0f} µs"
-
-
-def _version_of(url: str) -> str:
-    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
-    with engine.connect() as connection:
-        version = str(connection.exec_driver_sql("SHOW server_version").scalar_one())
-    engine.dispose()
-    return version.split()[0]
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from maintd.broker.wake import open_wake
 from maintd.clock import SystemClock
@@ -22,6 +23,7 @@ from maintd.config.settings import Settings
 from maintd.database import Database
 from maintd.execution.queues import Queue
 from maintd.ledger import campaigns, deliveries, runs
+from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import migrate, open_ledger
 from maintd.ledger.runs import NewRun
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
@@ -103,11 +105,18 @@ class Bench:
 
     def send(self, mailing: Mailing) -> Figures:
         """Enrols a mailing into an empty ledger and lets a fresh worker send it, when that is warm."""
-        with self._ledger_url(mailing.ledger) as url:
-            settings = self._settings(url, self.ports[mailing.rtt_ms])
-            with contextlib.closing(Run(settings)) as run, run.worker() as pid:
-                run.send(mailing.template, 500)
-                return run.measure(mailing.template, mailing.recipients, pid=pid)
+        with self.run(mailing.ledger, rtt_ms=mailing.rtt_ms) as run, run.worker() as pid:
+            run.send(mailing.template, 500)
+            return run.measure(mailing.template, mailing.recipients, pid=pid)
+
+    @contextlib.contextmanager
+    def run(self, ledger: str, *, rtt_ms: float = 0.0) -> Iterator[Run]:
+        """An empty ledger of that kind, with a relay at that distance."""
+        with (
+            self._ledger_url(ledger) as url,
+            contextlib.closing(Run(self._settings(url, self.ports[rtt_ms]))) as run,
+        ):
+            yield run
 
     @contextlib.contextmanager
     def _ledger_url(self, kind: str) -> Iterator[str]:
@@ -134,12 +143,12 @@ class Run:
         self._settings = settings
         url = settings.database_url.get_secret_value()
         migrate(url)
-        self._ledger = open_ledger(url)
-        self._source = Database(f"sqlite:///{settings.state_dir / 'app.db'}", name="source app")
+        self.ledger = open_ledger(url)
+        self.source = Database(f"sqlite:///{settings.state_dir / 'app.db'}", name="source app")
 
     def close(self) -> None:
-        self._ledger.dispose()
-        self._source.dispose()
+        self.ledger.dispose()
+        self.source.dispose()
 
     @contextlib.contextmanager
     def worker(self) -> Iterator[int]:
@@ -164,52 +173,71 @@ class Run:
         """Enrols so many and wakes the worker; returns the seconds from then to the end of the campaign."""
         campaign_id = self._enrol(template, count)
         woken_at = datetime.now(UTC)
-        with open_wake(self._settings) as wake:
-            wake({Queue.MAIL_BULK})
+        self.wake()
         while (finished_at := self._finished_at(campaign_id)) is None:
             time.sleep(0.05)
         assert self._all_sent(campaign_id, count)
         return (finished_at - woken_at).total_seconds()
 
+    def wake(self) -> None:
+        """Wakes the worker."""
+        with open_wake(self._settings) as wake:
+            wake({Queue.MAIL_BULK})
+
     def _all_sent(self, campaign_id: int, count: int) -> bool:
-        with self._ledger.read() as connection:
+        with self.ledger.read() as connection:
             return deliveries.counts(connection, campaign_id)[DeliveryState.SENT] == count
 
     def _finished_at(self, campaign_id: int) -> datetime | None:
-        with self._ledger.read() as connection:
+        with self.ledger.read() as connection:
             campaign = campaigns.get(connection, campaign_id)
         assert campaign.state in (CampaignState.SENDING, CampaignState.FINISHED), campaign.reason
         return campaign.finished_at
 
     def _enrol(self, template: str, count: int) -> int:
-        clock = SystemClock()
-        now = clock.now()
-        queued = NewRun(
-            job="news", kind="campaign", occurrence=uuid.uuid4().hex, cause="manual", nominal_at=now, options={},
-            state=RunState.UNDERWAY, queue=Queue.MAINTENANCE, due_at=now,
-        )  # fmt: skip
-        with self._ledger.write() as connection:
-            run_id = runs.create(connection, queued, now=now)
-        assert run_id is not None
-        edition = Edition(
-            job="news",
-            name=uuid.uuid4().hex,
-            run_id=run_id,
-            spec=_spec(template),
-            files={"sql/people.sql": PEOPLE.format(count=count)}
-            | {f"template/{template}/{name}": text for name, text in TEMPLATES[template].items()},
-            uid=uuid.uuid4().hex,
-        )
-        enrolled = enrol(
-            edition,
-            ledger=self._ledger,
-            source=self._source,
-            clock=clock,
-            hold=lambda _: None,
-            progress=lambda _: None,
-            pause=time.sleep,
-        )
-        return enrolled.campaign.id
+        return enrol_people(self.ledger, self.source, template, count).id
+
+
+def enrol_people(
+    ledger: Database,
+    source: Database,
+    template: str,
+    count: int,
+    *,
+    edition: str | None = None,
+    hold: Callable[[Connection], None] = lambda _: None,
+) -> Campaign:
+    """Enrols so many of `PEOPLE` as an edition of their own."""
+    clock = SystemClock()
+    enrolled = enrol(
+        _edition(ledger, template, count, name=edition or uuid.uuid4().hex, now=clock.now()),
+        ledger=ledger,
+        source=source,
+        clock=clock,
+        hold=hold,
+        progress=lambda _: None,
+        pause=time.sleep,
+    )
+    return enrolled.campaign
+
+
+def _edition(ledger: Database, template: str, count: int, *, name: str, now: datetime) -> Edition:
+    queued = NewRun(
+        job="news", kind="campaign", occurrence=uuid.uuid4().hex, cause="manual", nominal_at=now, options={},
+        state=RunState.UNDERWAY, queue=Queue.MAINTENANCE, due_at=now,
+    )  # fmt: skip
+    with ledger.write() as connection:
+        run_id = runs.create(connection, queued, now=now)
+    assert run_id is not None
+    return Edition(
+        job="news",
+        name=name,
+        run_id=run_id,
+        spec=_spec(template),
+        files={"sql/people.sql": PEOPLE.format(count=count)}
+        | {f"template/{template}/{name}": text for name, text in TEMPLATES[template].items()},
+        uid=uuid.uuid4().hex,
+    )
 
 
 def _spec(template: str) -> CampaignSpec:

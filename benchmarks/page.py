@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import sqlalchemy as sa
+
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 _LIBRARIES = ("SQLAlchemy", "psycopg", "aiosmtplib", "Jinja2", "css-inline", "celery")
 
@@ -29,6 +31,20 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table in Markdown; every column but the first is of numbers."""
     rule = ["---", *("---:" for _ in heading[1:])]
     return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
+
+
+def target(wanted: str, *, met: bool, measured: str) -> str:
+    """A line that says whether a target was met."""
+    return f"- Target: {wanted}. {'Met' if met else '**Missed**'}: {measured}."
+
+
+def version_of(postgresql_url: str) -> str:
+    """The version of a PostgreSQL server."""
+    engine = sa.create_engine(sa.make_url(postgresql_url).set(drivername="postgresql+psycopg"))
+    with engine.connect() as connection:
+        version = str(connection.exec_driver_sql("SHOW server_version").scalar_one())
+    engine.dispose()
+    return version.split()[0]
 
 
 def surroundings(*, took_s: float, busy: float, postgresql: str) -> list[str]:
