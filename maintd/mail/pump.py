@@ -27,6 +27,7 @@ from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import Composer
 from maintd.mail.entries import Binding
 from maintd.mail.held import HeldBatch, Pumped
+from maintd.mail.pace import Pace
 from maintd.mail.recorder import Recorder
 from maintd.mail.templates import Bundle, RenderFailed
 from maintd.mail.turn import Turn
@@ -84,6 +85,7 @@ class Pump:
         self._clock = clock
         self._owner = owner
         self._recorder = recorder
+        self._pace = Pace(most=settings.depth)
         self._composers: dict[int, Composer] = {}
         #: Each from when its campaign last began to send.
         self._breakers: dict[tuple[int, datetime | None], Breaker] = {}
@@ -250,7 +252,7 @@ class Pump:
             composer,
             self._sessions,
             clock=self._clock,
-            depth=self._settings.depth,
+            pace=self._pace,
             breaker=self._breaker(campaign),
             turn=turn,
             stopping=stopping,

@@ -17,6 +17,7 @@ from maintd.mail.failures import Failure, failure_of
 from maintd.mail.held import HeldBatch
 from maintd.mail.message import UnsafeHeader
 from maintd.mail.outcomes import outcome_of, refused_here
+from maintd.mail.pace import Pace
 from maintd.mail.templates import RenderFailed
 from maintd.mail.turn import Turn
 from maintd.smtp.pool import SessionPool
@@ -24,9 +25,6 @@ from maintd.smtp.session import Outgoing, Result, Session, Verdict
 
 logger = logging.getLogger(__name__)
 
-
-#: A window should take no longer: pausing bites at its end, and its outcomes wait in memory.
-_WINDOW_S = 0.5
 #: How often a connection may be lost before the dot until a message itself is suspected and waits its turn.
 _UNSENT_TRIES = 3
 
@@ -45,7 +43,7 @@ class Windows:
         sessions: SessionPool,
         *,
         clock: Clock,
-        depth: int,
+        pace: Pace,
         breaker: Breaker,
         turn: Turn,
         stopping: Callable[[], bool],
@@ -58,7 +56,7 @@ class Windows:
             composer: Makes its messages.
             sessions: Where they go.
             clock: Measures the windows.
-            depth: The most messages that a connection gets in one window.
+            pace: The process's.
             breaker: The campaign's.
             turn: The line's: when it is over, the rest of the batch is left to whoever is next.
             stopping: Whether an orderly stop was asked for: no further dot is written then.
@@ -68,8 +66,7 @@ class Windows:
         self._clock = clock
         self._composer = composer
         self._sessions = sessions
-        self._most = depth
-        self._depth = min(depth, 4)
+        self._pace = pace
         self._tries: dict[bytes, int] = {}
         self._again: list[Delivery] = []
         self._breaker = breaker
@@ -96,7 +93,7 @@ class Windows:
 
     async def _send_window(self, line: deque[Delivery]) -> None:
         sessions = await self._sessions.ready(len(line))
-        depth = min(self._depth, *(session.room for session in sessions))
+        depth = min(self._pace.depth, *(session.room for session in sessions))
         window = [line.popleft() for _ in range(min(len(line), len(sessions) * depth))]
         messages = await asyncio.to_thread(self._compose, window)
         to_send = await asyncio.to_thread(self._held.mark, window)
@@ -138,10 +135,7 @@ class Windows:
     def _steer(self, *, took_s: float) -> None:
         if _nothing_taken(self._results):
             return  # it says nothing of how fast the relay is
-        if took_s > _WINDOW_S:
-            self._depth = max(1, self._depth // 2)
-        elif took_s < _WINDOW_S / 4:
-            self._depth = min(self._most, self._depth * 2)
+        self._pace.took(took_s)
 
     def _compose(self, window: list[Delivery]) -> list[tuple[Delivery, Outgoing]]:
         messages = []
