@@ -6,11 +6,12 @@ which lets line breaks into headers on some of them (CVE-2024-6923, CVE-2026-129
 
 from __future__ import annotations
 
+import functools
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, tzinfo
 from email.utils import format_datetime
 
 from maintd.errors import MaintdError
@@ -34,6 +35,10 @@ _RESERVED = frozenset({
     "from", "to", "cc", "bcc", "sender", "reply-to", "subject", "date", "message-id", "mime-version",
     "content-type", "content-transfer-encoding",
 })  # fmt: skip
+
+
+#: Of the headers that all mails of a campaign share, each is written once.
+_same_for_many = functools.lru_cache(maxsize=64)
 
 
 class UnsafeHeader(MaintdError):
@@ -91,7 +96,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
     Raises:
         UnsafeHeader: One of them cannot.
     """
-    list(_extra(headers.items()))
+    _extra(tuple(headers.items()))
 
 
 def build_message(content: Content, skeleton: Skeleton) -> tuple[bytes, Ending]:
@@ -118,23 +123,34 @@ def build_message(content: Content, skeleton: Skeleton) -> tuple[bytes, Ending]:
 
 
 def _addressing(content: Content) -> Iterator[str]:
-    yield _mailbox("From", content.from_name, content.from_address)
+    yield _same_mailbox("From", content.from_name, content.from_address)
     yield _mailbox("To", content.to_name, content.to)
     if content.reply_to is not None:
-        yield _mailbox("Reply-To", "", content.reply_to)
+        yield _same_mailbox("Reply-To", "", content.reply_to)
 
 
 def _record(content: Content) -> Iterator[str]:
-    if content.date.tzinfo is None:
-        raise ValueError("the date of a mail must be aware")
     if len(content.message_id) > LONGEST_LINE or not _MESSAGE_ID.fullmatch(content.message_id):
         raise UnsafeHeader("Message-ID", "it must be <something@somewhere> in ASCII")
     yield _folded("Subject", _text_words(_safe("Subject", content.subject)))
-    yield f"Date: {format_datetime(content.date)}"
+    # Two dates of one instant are equal whatever their zones are, and are not written alike.
+    yield _date(content.date, content.date.tzinfo)
     yield f"Message-ID: {content.message_id}"
 
 
-def _extra(headers: Iterable[tuple[str, str]]) -> Iterator[str]:
+@_same_for_many
+def _date(date: datetime, zone: tzinfo | None) -> str:
+    if zone is None:
+        raise ValueError("the date of a mail must be aware")
+    return f"Date: {format_datetime(date)}"
+
+
+@_same_for_many
+def _extra(headers: tuple[tuple[str, str], ...]) -> list[str]:
+    return list(_each_extra(headers))
+
+
+def _each_extra(headers: Iterable[tuple[str, str]]) -> Iterator[str]:
     for name, value in headers:
         if not _NAME.fullmatch(name):
             raise UnsafeHeader(name, "a name is up to 64 printable ASCII characters, no space or colon")
@@ -153,6 +169,9 @@ def _mailbox(header: str, name: str, address: Address) -> str:
     specification = _safe(header, address.ascii_mailbox or address.mailbox)
     phrase = _phrase_words(_safe(header, name))
     return _folded(header, [*phrase, f"<{specification}>"] if phrase else [specification])
+
+
+_same_mailbox = _same_for_many(_mailbox)
 
 
 def _folded(name: str, words: Iterable[str]) -> str:

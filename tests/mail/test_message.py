@@ -370,6 +370,12 @@ def test_message_id_and_date_are_those_of_the_record() -> None:
     assert parsedate_to_datetime(message["date"]) == datetime(2026, 7, 1, 7, tzinfo=UTC)
 
 
+def test_the_date_is_written_in_its_own_zone_whatever_was_written_before() -> None:
+    berlin = MINIMAL.date.astimezone(timezone(timedelta(hours=1)))
+    written = [raw_header(octets_of(replace(MINIMAL, date=date)), "Date") for date in (MINIMAL.date, berlin)]
+    assert written == ["Mon, 23 Nov 2026 07:00:05 +0000", "Mon, 23 Nov 2026 08:00:05 +0100"]
+
+
 def test_a_date_without_a_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="aware"):
         octets_of(replace(MINIMAL, date=datetime(2026, 7, 1)))  # noqa: DTZ001
