@@ -26,7 +26,7 @@ from maintd.clock import SystemClock
 from maintd.config.load import load_settings
 from maintd.config.settings import Settings
 from maintd.errors import Unavailable
-from maintd.execution.kinds import KINDS, SPECS
+from maintd.execution.kinds import SPECS, queue_of
 from maintd.execution.runtime import Runtime, open_runtime
 from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger.engine import migrate
@@ -74,7 +74,6 @@ def measure(directory: Path, *, count: int, database_url: str | None) -> dict[st
         figures["idle tick, median of 200 (ms)"] = _median(scheduler.tick, times=200) * 1000
         _make_due(runtime)
         names = [one.job.name for one in prepared]
-        queue_of: Callable[[str], str] = lambda kind: KINDS[kind].queue  # noqa: E731
         took = _timed(lambda: fire(runtime.timeline, names, now=runtime.clock.now(), queue_of=queue_of))
         figures["record all of them due"] = took
         figures["due occurrences recorded a second"] = count / took

@@ -19,7 +19,7 @@ from redbeat.schedulers import RedBeatScheduler, RedBeatSchedulerEntry
 
 from maintd.clock import new_token
 from maintd.errors import ClaimLost, Unavailable
-from maintd.execution.kinds import KINDS
+from maintd.execution.kinds import queue_of
 from maintd.execution.queues import Queue
 from maintd.execution.reconcile import Reconciler
 from maintd.execution.runtime import Runtime
@@ -162,7 +162,7 @@ class LedgerScheduler(RedBeatScheduler):
     def _fire(self, names: list[str], *, now: datetime) -> None:
         if not names:
             return
-        fired = fire(self._runtime.timeline, names, now=now, queue_of=_queue_of)
+        fired = fire(self._runtime.timeline, names, now=now, queue_of=queue_of)
         self._keyspace.reschedule(self._leadership.token, fired.next_at)
         if fired.created:
             logger.info("%d runs are due", fired.created)
@@ -192,11 +192,6 @@ class LedgerScheduler(RedBeatScheduler):
         if self._trouble and not trouble:
             logger.info("it is over: %s", self._trouble)
         self._trouble = trouble
-
-
-def _queue_of(kind: str) -> Queue | None:
-    known = KINDS.get(kind)
-    return known.queue if known else None
 
 
 class Leadership:

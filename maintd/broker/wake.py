@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from maintd.broker.app import make_app
 from maintd.config.settings import Settings
 from maintd.errors import Unavailable
-from maintd.execution.queues import MAIL_QUEUES, Queue
+from maintd.execution.queues import Queue
 from maintd.execution.wake import Wake
 from maintd.keyspace import Keyspace, redis_url_of
 
@@ -40,10 +40,14 @@ class CeleryWake:
                 logger.warning("no wake-up for queue %s: %s", queue, error)
 
     def _fill(self, queue: Queue) -> None:
-        mail = queue in MAIL_QUEUES
-        slots = self._settings.mail_processes if mail else self._settings.worker_processes
-        for _ in range(slots - self._keyspace.queue_length(queue)):
+        for _ in range(_slots(queue, self._settings) - self._keyspace.queue_length(queue)):
             self._app.send_task(TASK, args=[queue.value], queue=queue.value, retry=False)
+
+
+def _slots(queue: Queue, settings: Settings) -> int:
+    if queue is Queue.MAIL_URGENT:
+        return 1
+    return settings.mail_processes if queue is Queue.MAIL_BULK else settings.worker_processes
 
 
 @contextlib.contextmanager

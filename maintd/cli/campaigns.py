@@ -13,7 +13,7 @@ from maintd.cli.command import LEDGER_AWAY, ListsByDefault
 from maintd.cli.context import Context, pass_context
 from maintd.cli.output import print_json, print_pairs, print_table
 from maintd.cli.parameters import json_option, limit_option, reason_option
-from maintd.execution.queues import Queue
+from maintd.execution.queues import mail_queue
 from maintd.ledger import campaigns as ledger_campaigns
 from maintd.ledger import deliveries as ledger_deliveries
 from maintd.ledger.campaigns import Campaign
@@ -140,7 +140,7 @@ def resume_campaign(context: Context, *, name: str, refused: float | None) -> No
         campaign = control.resume(runtime.ledger, name, now=context.clock.now(), refused=refused)
         context.say_if_held(runtime)
     with open_wake(context.settings) as wake:
-        wake({Queue.MAIL_BULK})
+        wake({mail_queue(urgent=campaign.urgent)})
     click.echo(f"{campaign.name} is sending")
 
 

@@ -79,7 +79,8 @@ def worker(context: Context, *, queues: tuple[Queue, ...], processes: int) -> No
 
     \b
     Example: maintd worker --queues control,maintenance,ratings,programs
-             maintd worker --queues mail.urgent,mail.bulk --processes 2
+             maintd worker --queues mail.bulk --processes 2
+             maintd worker --queues mail.urgent
     """
     if processes > 1:
         asyncio.run(_several_workers(context, queues, processes))

@@ -14,7 +14,7 @@ from maintd.cli.output import print_json, print_table
 from maintd.cli.parameters import ADDRESS, confirm, json_option, limit_option
 from maintd.cli.suppressions import suppression, tell_suppressed
 from maintd.errors import UsageError
-from maintd.execution.queues import Queue
+from maintd.execution.queues import MAIL_QUEUES
 from maintd.ledger import campaigns as ledger_campaigns
 from maintd.ledger import deliveries as ledger_deliveries
 from maintd.ledger.states import DeliveryState
@@ -171,7 +171,7 @@ def resolve_uncertain(
             context.say_if_held(runtime)
     if count and said == [Word.RESEND]:
         with open_wake(context.settings) as wake:
-            wake({Queue.MAIL_BULK})
+            wake(MAIL_QUEUES)
     click.echo(
         f"{count:,} {_RESOLVED[said[0]]}" if count else f"there are no uncertain deliveries in {campaign}"
     )

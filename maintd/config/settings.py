@@ -141,7 +141,8 @@ class Settings(BaseModel):
     """Deliveries that a mail process claims at once."""
 
     mail_processes: Processes = 1
-    """Mail processes that `maintd up` starts, and at most so many wake-ups at once for each mail queue."""
+    """Mail processes that `maintd up` starts besides the one for urgent mail, and at most so many wake-ups at once for
+    the queue `mail.bulk`."""
 
     worker_processes: Processes = 1
     """Worker processes that `maintd up` starts for everything but mail, and at most so many wake-ups at once for each
@@ -175,8 +176,9 @@ class Settings(BaseModel):
     wake_budget: Duration = timedelta(seconds=30)
     """How long a worker takes due work for one wake-up message."""
 
-    visibility_timeout: Duration = timedelta(minutes=10)
-    """When Redis delivers a wake-up message again that nobody acknowledged; longer than the wake budget."""
+    visibility_timeout: Duration = timedelta(hours=1)
+    """When Redis delivers a wake-up message again that nobody acknowledged; longer than the lease, and longer than the
+    wake budget and `MAINTD_SMTP_DOT_TIMEOUT` together."""
 
     statement_timeout: Duration = timedelta(minutes=5)
     """No SQL statement runs longer; on SQLite no single fetch of its rows either."""
@@ -211,9 +213,17 @@ class Settings(BaseModel):
     @field_validator("visibility_timeout")
     @classmethod
     def _outlives_a_wake(cls, value: timedelta, info: ValidationInfo) -> timedelta:
-        budget = info.data.get("wake_budget", value / 2)
-        if value <= budget:
-            raise _too_short(value, f"longer than MAINTD_WAKE_BUDGET ({format_duration(budget)})")
+        lease, budget, dot = (
+            info.data.get(name, timedelta()) for name in ("lease", "wake_budget", "smtp_dot_timeout")
+        )
+        if value <= lease:
+            raise _too_short(value, f"longer than MAINTD_LEASE ({format_duration(lease)})")
+        if value <= budget + dot:
+            raise _too_short(
+                value,
+                f"longer than MAINTD_WAKE_BUDGET ({format_duration(budget)}) and MAINTD_SMTP_DOT_TIMEOUT "
+                f"({format_duration(dot)}) together",
+            )
         return value
 
     def model_post_init(self, context: Any) -> None:

@@ -17,9 +17,10 @@ from maintd.clock import new_token
 from maintd.errors import Interrupted
 from maintd.execution import pipelines
 from maintd.execution.pipelines import PipelineSpec
-from maintd.execution.queues import Queue
+from maintd.execution.queues import Queue, mail_queue
 from maintd.execution.runtime import Runtime
 from maintd.ledger import campaigns, jobs, runs
+from maintd.ledger.jobs import StoredJob
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.mail import campaign as mailing
@@ -86,6 +87,7 @@ class Kind:
     Attributes:
         name: As job files write it.
         queue: Where its runs wait for a worker.
+        urgent_queue: Where those of an urgent job wait, so that they are not behind the others; None: no job is urgent.
         spec: The model of its keys.
         run: Carries out a claimed run.
         examine: Checks an applied or read job against its databases; raises `JobFailed`.
@@ -98,6 +100,11 @@ class Kind:
     run: Callable[[Work], Done]
     examine: Callable[[Spec, Mapping[str, str], Runtime], None]
     read_files: Callable[..., dict[str, str]] = field(default=_no_files)
+    urgent_queue: Queue | None = None
+
+    def queue_of(self, keys: Mapping[str, Any]) -> Queue:
+        """Where the runs of a job with these keys wait."""
+        return self.urgent_queue if self.urgent_queue and keys.get("urgent") else self.queue
 
 
 def _run_rows(work: Work) -> Done:
@@ -154,7 +161,7 @@ def _run_campaign(work: Work) -> Done:
     return Done(
         state=RunState.UNDERWAY,
         result={"campaign": enrolled.campaign.name, "resumed": enrolled.resumed},
-        wakes=frozenset({Queue.MAIL_BULK}),
+        wakes=frozenset({mail_queue(urgent=enrolled.campaign.urgent)}),
     )
 
 
@@ -223,11 +230,12 @@ def _run_pipeline(work: Work) -> Done:
     spec = cast(PipelineSpec, work.job.spec)
 
     def make_steps(connection: Connection) -> None:
-        kinds_of = {job.name: job.kind for job in jobs.every(connection)}
+        applied = {job.name: job for job in jobs.every(connection)}
 
         def step_job(name: str) -> tuple[str, Queue] | None:
-            kind = KINDS.get(kinds_of.get(name, ""))
-            return (kind.name, kind.queue) if kind else None
+            job = applied.get(name)
+            queue = queue_of(job) if job else None
+            return (job.kind, queue) if job and queue else None
 
         pipelines.expand(connection, work.run, spec, step_job=step_job, now=work.runtime.clock.now())
 
@@ -268,6 +276,7 @@ KINDS: Mapping[str, Kind] = {
             queue=Queue.MAINTENANCE,
             spec=CampaignSpec,
             run=_run_campaign,
+            urgent_queue=Queue.MAIL_URGENT,
             examine=_examine_campaign,
             read_files=mailing.read_files,
         ),
@@ -280,5 +289,12 @@ KINDS: Mapping[str, Kind] = {
         ),
     )
 }
+
+
+def queue_of(job: StoredJob) -> Queue | None:
+    """The queue of a job's runs; None for a kind that this version does not know."""
+    kind = KINDS.get(job.kind)
+    return kind.queue_of(job.spec) if kind else None
+
 
 SPECS: Mapping[str, type[Spec]] = {kind.name: kind.spec for kind in KINDS.values()}

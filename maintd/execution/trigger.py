@@ -48,7 +48,7 @@ def trigger(
             nominal_at=now,
             options=options,
             state=RunState.QUEUED,
-            queue=KINDS[job.kind].queue,
+            queue=KINDS[job.kind].queue_of(job.spec),
             due_at=now,
         )
         runs.create(connection, new, now=now)

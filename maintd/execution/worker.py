@@ -90,9 +90,12 @@ class Worker:
             return set()
 
     def _work(self, queue: Queue) -> set[Queue]:
-        budget = self.runtime.settings.wake_budget
+        clock, budget = self.runtime.clock, self.runtime.settings.wake_budget
+        began_s = clock.monotonic_s()
         drained = executor.drain(queue, self.runtime, stopping=self._stopping, budget=budget)
-        return drained.wakes | self._mail() if queue in MAIL_QUEUES else drained.wakes
+        if queue not in MAIL_QUEUES:
+            return drained.wakes
+        return drained.wakes | self._mail(budget - timedelta(seconds=clock.monotonic_s() - began_s))
 
     def close(self) -> None:
         """Ends the event loop and the flight recorder."""
@@ -106,11 +109,11 @@ class Worker:
             self._recorder.close()
         self._recorder = self._pump = None
 
-    def _mail(self) -> set[Queue]:
+    def _mail(self, budget: timedelta) -> set[Queue]:
         if self._patience.waits():
             return set()
         try:
-            ready = self._pump_once()
+            ready = self._pump_once(budget)
         except LedgerHeld:
             raise
         except Unavailable as error:
@@ -131,10 +134,10 @@ class Worker:
         with contextlib.suppress(Unavailable), self.runtime.ledger.write() as connection:
             campaigns.tell_why_waiting(connection, why)
 
-    def _pump_once(self) -> set[Queue]:
+    def _pump_once(self, budget: timedelta) -> set[Queue]:
         runtime, pump = self.runtime, self.ready_to_mail()
         try:
-            self._loop.run(pump.run(stopping=self._stopping, budget=runtime.settings.wake_budget))
+            self._loop.run(pump.run(stopping=self._stopping, budget=budget))
         finally:
             if self._recorder is not None:
                 self._recorder.rest()

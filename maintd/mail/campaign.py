@@ -77,6 +77,9 @@ class CampaignSpec(Spec):
     person decides; `never_lose` sends it again."""
     max_copies: int = Field(default=3, ge=1, le=10)
     """With `never_lose`: how many copies of one message may leave at most."""
+    urgent: bool = False
+    """Sent by processes of its own (the queue `mail.urgent`), so that it never waits behind a campaign that is not
+    urgent; its audience is enrolled there too. For mailings that are small and cannot wait."""
     expires: Duration | None = None
     """What was not sent this long after the edition began is not sent any more."""
     stop_at: MailStopAt = MailStopAt()

@@ -164,6 +164,7 @@ def _open(edition: Edition, found: Campaign | None, turns: _Turns, *, source: Da
         "content": content_digest(spec, edition.files),
         "dated_at": now,
         "expires_at": now + spec.expires if spec.expires else None,
+        "urgent": spec.urgent,
     }
     if found is not None:
         _wipe(found.id, turns)

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Jobs in one transaction: a thousand due at once are a few short transactions and never one long one.
 CHUNK = 500
-#: The queue of a kind; None for a kind that this version does not know.
-QueueOf = Callable[[str], str | None]
+#: The queue of a job; None for one of a kind that this version does not know.
+QueueOf = Callable[[StoredJob], str | None]
 #: Occurrences of one job in one transaction, for those that catch up on all they missed.
 MOST_RUNS = 100
 
@@ -136,7 +136,7 @@ def _decide_or_pause(
 
 def _decide(job: ListedJob, *, now: datetime, queue_of: QueueOf) -> _Decision:
     header = header_of(job)
-    queue = queue_of(job.kind)
+    queue = queue_of(job)
     if queue is None:
         raise JobFailed(f'this version of maintd knows no kind "{job.kind}"; use a newer one, then resume it')
     assert header.when is not None

@@ -14,7 +14,7 @@ from maintd.config.load import bare_environment
 from maintd.config.settings import Settings
 from maintd.errors import MaintdError, Unavailable
 from maintd.execution.project import read_project
-from maintd.execution.queues import MAIL_QUEUES, WORK_QUEUES
+from maintd.execution.queues import WORK_QUEUES, Queue
 from maintd.execution.runtime import open_runtime
 from maintd.execution.worker import check_state_dir
 from maintd.keyspace import Keyspace, embedded_socket
@@ -71,7 +71,8 @@ def children(settings: Settings) -> list[Child]:
     for number in range(1, settings.worker_processes + 1):
         commands[f"worker {number}"] = ["worker", "--queues", ",".join(sorted(WORK_QUEUES))]
     for number in range(1, settings.mail_processes + 1):
-        commands[f"mail {number}"] = ["worker", "--queues", ",".join(sorted(MAIL_QUEUES))]
+        commands[f"mail {number}"] = ["worker", "--queues", Queue.MAIL_BULK]
+    commands["urgent mail"] = ["worker", "--queues", Queue.MAIL_URGENT]
     environment = bare_environment() | settings.environment()
     return [
         Child(name=name, command=[sys.executable, "-m", "maintd", *arguments], environment=environment)

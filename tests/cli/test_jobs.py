@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import redis
 
-from maintd.execution.kinds import KINDS
+from maintd.execution.kinds import queue_of
 from maintd.execution.trigger import trigger
 from maintd.keyspace import LOCK
 from maintd.ledger import jobs, misses, runs
@@ -182,7 +182,7 @@ def test_timers_say_when_no_beat_leads(small_project: Project, redis_url: str) -
 def fire_all(project: Project) -> int:
     with project.runtime() as runtime:
         now = runtime.clock.now()
-        return fire(runtime.timeline, NAMES, now=now, queue_of=lambda kind: KINDS[kind].queue).created
+        return fire(runtime.timeline, NAMES, now=now, queue_of=queue_of).created
 
 
 def test_a_paused_job_is_never_due_and_what_it_missed_is_written_down_and_not_caught_up(

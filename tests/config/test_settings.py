@@ -269,7 +269,12 @@ def test_a_wrong_value_is_refused_with_its_place_and_the_reason(
         ),
         (
             {"MAINTD_VISIBILITY_TIMEOUT": "30 s"},
-            "MAINTD_VISIBILITY_TIMEOUT (environment): is 30 s and must be longer than MAINTD_WAKE_BUDGET (30 s)",
+            "MAINTD_VISIBILITY_TIMEOUT (environment): is 30 s and must be longer than MAINTD_LEASE (30 s)",
+        ),
+        (
+            {"MAINTD_SMTP_DOT_TIMEOUT": "59 min 30 s"},
+            "MAINTD_VISIBILITY_TIMEOUT (default): is 1 h and must be longer than MAINTD_WAKE_BUDGET (30 s) "
+            "and MAINTD_SMTP_DOT_TIMEOUT (59 min 30 s) together",
         ),
     ],
 )
@@ -283,7 +288,7 @@ def test_durations_may_stand_at_their_borders() -> None:
     load(
         MAINTD_HEARTBEAT="10 s",
         MAINTD_TICK="3 s",
-        MAINTD_WAKE_BUDGET="599 s",
+        MAINTD_WAKE_BUDGET="2999 s",
         MAINTD_MAIL_FROM='"Acme, Inc." <news@example.org>',
         MAINTD_MAIL_REDIRECT="ops@localhost",
         MAINTD_LOG_LEVEL="WARNING",
@@ -407,10 +412,10 @@ def test_each_of_several_relays_is_looked_at(wrong: str) -> None:
 
 def test_a_child_loads_the_very_values_of_its_parent(directory: Path) -> None:
     env_file = written(
-        directory / "maintd.env", "MAINTD_LEASE=1 h 30 min\nMAINTD_MAIL_REDIRECT=ops@example.org\n"
+        directory / "maintd.env", "MAINTD_LEASE=1 min 30 s\nMAINTD_MAIL_REDIRECT=ops@example.org\n"
     )
     parent = load(STATE_DIRECTORY="/var/lib/maintd", MAINTD_TICK="1500 ms", **SECRET_URLS)
-    env_file.write_text("MAINTD_LEASE=2 h\nMAINTD_MAIL_FROM=late@example.org\n")
+    env_file.write_text("MAINTD_LEASE=2 min\nMAINTD_MAIL_FROM=late@example.org\n")
     child = load_settings(environ=parent.environment(), env_file=None)
     assert values(child) == values(parent)
     assert child.mail_redirect == "ops@example.org"

@@ -18,8 +18,8 @@ UNIT = ROOT / "systemd" / "maintd.service"
 EXAMPLE = ROOT / "systemd" / "maintd.env.example"
 
 
-def unit_lines(key: str) -> list[str]:
-    return re.findall(rf"^{key}=(.*)$", UNIT.read_text(encoding="utf-8"), re.MULTILINE)
+def unit_lines(key: str, unit: Path = UNIT) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", unit.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def example_settings() -> Settings:
@@ -48,10 +48,11 @@ def test_the_unit_and_its_env_file_mean_the_same_state_directory() -> None:
     assert example_settings().state_dir == Path("/var/lib") / name
 
 
-def test_systemd_waits_for_an_orderly_stop_of_every_process() -> None:
+@pytest.mark.parametrize("unit", sorted((ROOT / "systemd").glob("*.service")), ids=lambda path: path.name)
+def test_systemd_waits_for_an_orderly_stop_of_every_process(unit: Path) -> None:
     settings = example_settings()
     assert settings.redis_url is None
-    [patience_s] = unit_lines("TimeoutStopSec")
+    [patience_s] = unit_lines("TimeoutStopSec", unit)
     # All processes at once, then the embedded Valkey, which outlives them.
     assert int(patience_s) > 2 * settings.stop_timeout.total_seconds()
 

@@ -186,6 +186,14 @@ def test_what_a_vanished_sender_had_on_the_wire_is_doubtful_and_the_rest_is_to_b
     assert tallied(ledger, campaign.id) == {DeliveryState.UNCERTAIN: 4, DeliveryState.PENDING: 16}
 
 
+@pytest.mark.parametrize(("urgent", "queue"), [(True, Queue.MAIL_URGENT), (False, Queue.MAIL_BULK)])
+def test_those_are_woken_who_send_campaigns_of_that_urgency(
+    reconciler: Reconciler, ledger: Database, urgent: bool, queue: Queue
+) -> None:
+    add_campaign(ledger, recipients=1, urgent=urgent)
+    assert reconciler.run_once().queues == {queue}
+
+
 def test_a_sender_whose_counter_moves_keeps_its_batch(
     reconciler: Reconciler, ledger: Database, clock: HandClock
 ) -> None:

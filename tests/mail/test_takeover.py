@@ -234,14 +234,9 @@ def test_a_judge_waits_for_the_other_and_finds_the_same(
     assert tallied(ledger, campaign.id) == {SENT: 1, UNCERTAIN: 2, PENDING: 9}
 
 
-def test_replies_that_were_read_reach_a_ledger_that_was_away(
-    ledger: Database,
-    campaign: Campaign,
-    recorder: Recorder,
-    clock: HandClock,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def _away_after_a_window(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger goes away in the first window, and comes back when the sender has given up."""
     away = iter([False, True, True])  # the first mark comes through; the next, and the letting go, do not
     write = Database.write
 
@@ -259,12 +254,34 @@ def test_replies_that_were_read_reach_a_ledger_that_was_away(
 
     monkeypatch.setattr(HeldBatch, "mark", noticed)
     monkeypatch.setattr(Database, "write", flickering)
+
+
+@pytest.mark.usefixtures("_away_after_a_window")
+def test_replies_that_were_read_reach_a_ledger_that_was_away(
+    ledger: Database, campaign: Campaign, recorder: Recorder, clock: HandClock, tmp_path: Path
+) -> None:
     with SinkThread(tmp_path / "mailbox") as relay:
         pump = pump_of(ledger, relay.url, clock, batch=12, depth=1, recorder=recorder)
         with pytest.raises(Unavailable):
             run(pump)
         assert relay.sink.accepted == 4
         run(pump)
+        assert relay.sink.accepted == 12
+    assert tallied(ledger, campaign.id) == {SENT: 12}
+
+
+@pytest.mark.usefixtures("_away_after_a_window")
+def test_replies_reach_a_ledger_that_was_away_until_their_reader_had_ended(
+    ledger: Database, campaign: Campaign, recorder: Recorder, scene: Scene, clock: HandClock, tmp_path: Path
+) -> None:
+    with SinkThread(tmp_path / "mailbox") as relay:
+        with pytest.raises(Unavailable):
+            run(pump_of(ledger, relay.url, clock, batch=12, depth=1, recorder=recorder))
+        recorder.close()
+        assert tallied(ledger, campaign.id) == {PENDING: 12}
+        assert recover_orphans(ledger, scene=scene, now=clock.now()) == 0
+        assert tallied(ledger, campaign.id) == {SENT: 4, PENDING: 8}
+        run(pump_of(ledger, relay.url, clock, batch=12, depth=1))
         assert relay.sink.accepted == 12
     assert tallied(ledger, campaign.id) == {SENT: 12}
 

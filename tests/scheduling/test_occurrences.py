@@ -34,7 +34,7 @@ def add(ledger: Database, name: str = "tidy", *, cursor_at: datetime = NOW, **ke
 
 
 def fired(ledger: Database, *, now: datetime, names: Sequence[str] = ("tidy",)) -> Fired:
-    return fire(Timeline(ledger), names, now=now, queue_of=lambda kind: f"queue of {kind}"[:16])
+    return fire(Timeline(ledger), names, now=now, queue_of=lambda job: f"queue of {job.kind}"[:16])
 
 
 def runs_of(ledger: Database, job: str = "tidy") -> list[Run]:
@@ -256,7 +256,8 @@ def test_a_job_of_an_unknown_kind_is_paused_with_the_reason_and_keeps_no_other_f
     add(ledger, "sound")
     with ledger.write() as connection:
         jobs.update(connection, "newer", {"kind": "cleanup.moon"})
-    done = fire(Timeline(ledger), ["newer", "sound"], now=NOW + MINUTE, queue_of={"test": "maintenance"}.get)
+    queues = {"test": "maintenance"}
+    done = fire(Timeline(ledger), ["newer", "sound"], now=NOW + MINUTE, queue_of=lambda job: queues.get(job.kind))
     assert (done.created, done.queues) == (1, {"maintenance"})
     newer = job_of(ledger, "newer")
     assert (newer.paused_at, newer.cursor_at) == (NOW + MINUTE, NOW)
