@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 
 from maintd.clock import Clock
@@ -43,15 +45,19 @@ class Turn:
         self._until_s = until_s
         self._yields = urgent_first and not urgent
 
-    def over(self) -> bool:
+    async def over(self) -> bool:
         """Whether somebody else comes next: whoever is urgent at once, anybody once this has lasted long enough."""
         now_s = self._clock.monotonic_s()
         if now_s >= self._until_s:
             return True
-        return (self._yields and self._waits(urgent=True)) or (
-            now_s >= self._others_from_s and self._waits(urgent=self._urgent)
-        )
+        before_it = [True] if self._yields else []
+        before_it += [self._urgent] if now_s >= self._others_from_s else []
+        return bool(before_it) and await asyncio.to_thread(self._one_waits, before_it)
 
-    def _waits(self, *, urgent: bool) -> bool:
+    def _one_waits(self, urgencies: Sequence[bool]) -> bool:
         with self._ledger.read() as connection:
-            return any(other.place != self._line.place for other in batches.ready(connection, urgent=urgent))
+            return any(
+                other.place != self._line.place
+                for urgent in urgencies
+                for other in batches.ready(connection, urgent=urgent)
+            )

@@ -89,7 +89,7 @@ class Windows:
 
     async def _ends_here(self) -> bool:
         ended = self._withdrawn or self._held.closing or self._stopping()
-        return ended or await asyncio.to_thread(self._turn.over)
+        return ended or await self._turn.over()
 
     async def _send_window(self, line: deque[Delivery]) -> None:
         sessions = await self._sessions.ready(len(line))
