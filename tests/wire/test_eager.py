@@ -22,7 +22,17 @@ from tests.sinks import SinkThread
 from tests.wire.site import Site, until
 
 #: What differs between any two ledgers: random, of the clock, or of the process.
-_VARIES = {"uid", "recorder", "token", "counter", "owner", "recipient_key", "occurrence", "digest"}
+_VARIES = {
+    "uid",
+    "recorder",
+    "token",
+    "counter",
+    "owner",
+    "recipient_key",
+    "occurrence",
+    "digest",
+    "sending_since",
+}
 
 
 def contents(site: Site) -> dict[str, list[dict[str, Any]]]:
