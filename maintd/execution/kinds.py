@@ -20,7 +20,7 @@ from maintd.execution.pipelines import PipelineSpec
 from maintd.execution.queues import Queue, mail_queue
 from maintd.execution.runtime import Runtime
 from maintd.ledger import campaigns, jobs, runs
-from maintd.ledger.jobs import StoredJob
+from maintd.ledger.jobs import ListedJob
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.mail import campaign as mailing
@@ -291,7 +291,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def queue_of(job: StoredJob) -> Queue | None:
+def queue_of(job: ListedJob) -> Queue | None:
     """The queue of a job's runs; None for a kind that this version does not know."""
     kind = KINDS.get(job.kind)
     return kind.queue_of(job.spec) if kind else None

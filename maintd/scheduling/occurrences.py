@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 #: Jobs in one transaction: a thousand due at once are a few short transactions and never one long one.
 CHUNK = 500
 #: The queue of a job; None for one of a kind that this version does not know.
-QueueOf = Callable[[StoredJob], str | None]
+QueueOf = Callable[[ListedJob], str | None]
 #: Occurrences of one job in one transaction, for those that catch up on all they missed.
 MOST_RUNS = 100
 

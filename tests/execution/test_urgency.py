@@ -28,7 +28,7 @@ def test_an_urgent_campaign_is_enrolled_by_those_who_send_it(
     runtime: Runtime, ledger: Database, urgent: bool, queue: Queue
 ) -> None:
     add_alarm(ledger, urgent=urgent, cursor_at=NOW, next_at=NOW + MINUTE)
-    assert fire(ledger, ["alarm"], now=NOW + MINUTE, queue_of=queue_of).queues == {queue}
+    assert fire(runtime.timeline, ["alarm"], now=NOW + MINUTE, queue_of=queue_of).queues == {queue}
     assert trigger("alarm", runtime).queue == queue
 
 

@@ -257,7 +257,9 @@ def test_a_job_of_an_unknown_kind_is_paused_with_the_reason_and_keeps_no_other_f
     with ledger.write() as connection:
         jobs.update(connection, "newer", {"kind": "cleanup.moon"})
     queues = {"test": "maintenance"}
-    done = fire(Timeline(ledger), ["newer", "sound"], now=NOW + MINUTE, queue_of=lambda job: queues.get(job.kind))
+    done = fire(
+        Timeline(ledger), ["newer", "sound"], now=NOW + MINUTE, queue_of=lambda job: queues.get(job.kind)
+    )
     assert (done.created, done.queues) == (1, {"maintenance"})
     newer = job_of(ledger, "newer")
     assert (newer.paused_at, newer.cursor_at) == (NOW + MINUTE, NOW)
