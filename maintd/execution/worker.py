@@ -65,7 +65,7 @@ class Worker:
         self._mail_queues = MAIL_QUEUES & set(queues)
         self._loop = asyncio.Runner()
         self._keyspace = _keyspace(runtime.settings)
-        self._sessions = _sessions(runtime, self._keyspace)
+        self._sessions = _sessions(runtime, self._keyspace, urgent=Queue.MAIL_URGENT in self._mail_queues)
         self._recorder: Recorder | None = None
         self._pump: Pump | None = None
         self._patience = Patience(runtime.clock)
@@ -222,8 +222,10 @@ def _keyspace(settings: Settings) -> Keyspace:
     return Keyspace(redis_url_of(settings), patience=settings.lease / 8)
 
 
-def _sessions(runtime: Runtime, keyspace: Keyspace) -> SessionPool:
+def _sessions(runtime: Runtime, keyspace: Keyspace, *, urgent: bool) -> SessionPool:
     settings = runtime.settings
+    # Of a relay with a cap one connection is left to what is urgent.
+    cap = Cap(book=keyspace, ttl=settings.lease, new_token=new_token, left_to_others=0 if urgent else 1)
     return SessionPool(
         relays_of(settings),
         connections=settings.smtp_connections,
@@ -232,7 +234,7 @@ def _sessions(runtime: Runtime, keyspace: Keyspace) -> SessionPool:
             hello=settings.smtp_hello,
             clock=runtime.clock,
             draw=random.SystemRandom().random,
-            cap=Cap(book=keyspace, ttl=settings.lease, new_token=new_token),
+            cap=cap,
         ),
     )
 

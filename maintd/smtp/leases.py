@@ -79,11 +79,13 @@ class Cap:
         book: Where they are counted.
         ttl: How long each is granted for; equal in all processes.
         new_token: Makes names that nobody else has.
+        left_to_others: So many of a relay's connections this process leaves free, though it may always have one.
     """
 
     book: LeaseBook
     ttl: timedelta
     new_token: Callable[[], str]
+    left_to_others: int = 0
 
 
 class Leases:
@@ -120,10 +122,11 @@ class Leases:
             Unavailable: The book does not answer.
         """
         tokens = [self._cap.new_token() for _ in range(count)]
+        most = max(1, self._most - self._cap.left_to_others)
         async with self._turn:
             until_s = self._granted_now()
             granted = await asyncio.to_thread(
-                self._cap.book.take_leases, self._relay.key, tokens, cap=self._most, ttl=self._cap.ttl
+                self._cap.book.take_leases, self._relay.key, tokens, cap=most, ttl=self._cap.ttl
             )
         leases = [Lease(token=token, until_s=until_s) for token in tokens if token in granted]
         self._held |= {lease.token: lease for lease in leases}

@@ -39,7 +39,7 @@ def server() -> Iterator[Valkey]:
 
 @contextlib.asynccontextmanager
 async def pool_to(
-    urls: str, redis_url: str, *, connections: int, ttl: timedelta = TTL
+    urls: str, redis_url: str, *, connections: int, ttl: timedelta = TTL, left_to_others: int = 0
 ) -> AsyncIterator[SessionPool]:
     with contextlib.closing(Keyspace(redis_url, patience=ttl / 8)) as book:
         manner = Manner(
@@ -47,7 +47,7 @@ async def pool_to(
             hello=HELLO,
             clock=SystemClock(),
             draw=lambda: 0.0,
-            cap=Cap(book=book, ttl=ttl, new_token=new_token),
+            cap=Cap(book=book, ttl=ttl, new_token=new_token, left_to_others=left_to_others),
         )
         pool = SessionPool(parse_relays(urls, where="test"), connections=connections, manner=manner)
         async with contextlib.aclosing(pool):
@@ -125,6 +125,22 @@ def test_what_others_have_open_counts_and_is_free_when_they_close_it(server: Val
                     await other.aclose()
                     await one.aclose()
                     assert len(await other.ready(8)) == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("cap", "taken"), [(3, 2), (1, 1)])
+def test_who_leaves_connections_to_others_never_takes_the_last(server: Valkey, cap: int, taken: int) -> None:
+    async def main() -> None:
+        with SinkThread(None) as relay:
+            url = f"{relay.url}?connections={cap}"
+            async with (
+                pool_to(url, server.url, connections=8, left_to_others=1) as one,
+                pool_to(url, server.url, connections=8) as other,
+            ):
+                assert len(await opened(one, 8)) == taken
+                if cap > taken:
+                    assert len(await other.ready(8)) == cap - taken
 
     asyncio.run(main())
 
