@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test chaos check docs bench-mail bench-scale clean help
+.PHONY: demo test chaos chaos-baseline check docs bench-mail bench-scale clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -26,6 +26,9 @@ SEED  ?= 1
 
 chaos: $(READY)  ## mailings under faults, each made from its seed: make chaos N=200 SEED=1
 	@$(BIN)/python -m tests.chaos --seed $(SEED) --count $(N)
+
+chaos-baseline: $(READY)  ## the same faults on plain Celery and on maintd
+	@$(BIN)/python -m tests.chaos.baseline
 
 check: $(READY)  ## style, types, layers
 	@$(BIN)/ruff check .

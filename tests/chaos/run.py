@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -64,8 +65,11 @@ def perform_all(scenarios: Iterable[Scenario], *, at_once: int) -> Iterator[Perf
     context = multiprocessing.get_context("spawn")
     with closing(PostgreSQL()) as server, ProcessPoolExecutor(at_once, mp_context=context) as pool:
         waiting = [pool.submit(perform_and_check, one, server_url=server.url) for one in scenarios]
-        for done in as_completed(waiting):
-            yield done.result()
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # whoever is interrupted waits for what is on the stage, no longer
 
 
 def told(performed: Performed) -> str:
@@ -136,6 +140,7 @@ class Totals:
 @click.option("--at-once", default=2, show_default=True, help="Performances at the same time.")
 def main(*, seed: int, count: int, people: int, at_once: int) -> None:
     """Mail under faults, seed by seed, and compare what the relay accepted with what the ledger says."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # as with Ctrl-C, nothing is left behind
     totals = Totals()
     scenarios = [scenario_of(one, people=people) for one in range(seed, seed + count)]
     for performed in perform_all(scenarios, at_once=at_once):
