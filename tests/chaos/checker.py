@@ -162,8 +162,10 @@ class _Account:
             if doubts > bound:
                 yield f"{doubts} doubts by process {pid} ({cause or 'alive'}), which explains {bound}"
         other = [one for one in self.uncertain if self._judged_for(one) is None]
-        if len(other) > of_relay:
-            yield f"{len(other)} doubts by the relay, whose faults explain {of_relay}: {other[0].detail}"
+        # A ledger that was restored has forgotten whose they were.
+        bound = of_relay + self._toll.held * len(self._toll.fates) * self._scenario.connections
+        if len(other) > bound:
+            yield f"{len(other)} doubts by the relay, whose faults explain {bound}: {other[0].detail}"
         yield from _named("accepted and answered, and yet in doubt", self._should_be_known())
 
     def _should_be_known(self) -> set[str]:

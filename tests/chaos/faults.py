@@ -25,7 +25,7 @@ from maintd.mail.suppress import suppress
 from tests.chaos.cast import send
 from tests.chaos.scenario import Blow, Fault, Troupe
 from tests.chaos.theatre import LEASE_S, Theatre
-from tests.wire.site import lives
+from tests.wire.site import lives, until
 
 
 class Cause(StrEnum):
@@ -52,12 +52,14 @@ class Toll:
         fates: Of processes, by pid.
         suppressed: Addresses that must not be mailed: suppressed before their batch was cut.
         struck: How often each fault did.
+        held: How often the ledger was held, and accepted.
         unorderly: Processes that did not stop when they were asked to.
     """
 
     fates: dict[int, Fate] = field(default_factory=dict)
     suppressed: set[str] = field(default_factory=set)
     struck: dict[Fault, int] = field(default_factory=dict)
+    held: int = 0
     unorderly: int = 0
 
     def blame(self, pid: int, cause: Cause, *, at: datetime) -> None:
@@ -215,6 +217,39 @@ def _crash_postgresql(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None
 
 
 @contextlib.contextmanager
+def _restore_ledger(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
+    campaign = theatre.campaign()
+    copied = campaign is not None and campaign.enrolled_at is not None
+    if copied:
+        theatre.copy_ledger()
+    yield
+    time.sleep(blow.away_s)
+    if copied:
+        for pid in theatre.cast.senders():
+            toll.blame(pid, Cause.KILLED, at=theatre.now())
+        theatre.cast.kill_everybody()
+        theatre.restore_ledger()
+        theatre.cast.play()
+        until(lambda: theatre.is_held() or theatre.is_over(), what="that the ledger is held", within_s=90)
+        if theatre.is_held():
+            toll.held += 1
+            _accept(theatre, toll)
+        theatre.cast.play()
+
+
+def _accept(theatre: Theatre, toll: Toll) -> None:
+    """What an operator does: nothing runs, every host replays its recordings, and the last one accepts the ledger."""
+    if not theatre.cast.terminate(theatre.cast.mains()):
+        toll.unorderly += 1
+    *others, last = theatre.states
+    commands = [*((state, ["replay"]) for state in others), (last, ["accept", "--yes"])]
+    for state, command in commands:
+        done = theatre.site.maintd("ledger", *command, MAINTD_STATE_DIR=str(state))
+        if done.returncode:
+            raise RuntimeError(f"maintd ledger {command[0]} failed: {done.stderr}")
+
+
+@contextlib.contextmanager
 def _suppress(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     campaign = theatre.campaign()
     if campaign is not None and campaign.enrolled_at is not None:
@@ -259,5 +294,6 @@ _FAULTS: Mapping[Fault, Callable[[Theatre, Toll, Blow], AbstractContextManager[N
     Fault.POWER_LOST: _lose_power,
     Fault.DISK_FULL: _fill_disk,
     Fault.POSTGRESQL_CRASHED: _crash_postgresql,
+    Fault.LEDGER_RESTORED: _restore_ledger,
     Fault.SUPPRESS: _suppress,
 }

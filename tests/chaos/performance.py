@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from maintd.errors import Unavailable
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.runs import Run
-from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, RunState, is_final
+from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.mail.control import resume
 from maintd.smtp.mailbox import Accepted, read_index
 from tests.chaos.faults import Toll, befalling
 from tests.chaos.scenario import Blow, Scenario
-from tests.chaos.theatre import JOB, Theatre, theatre
+from tests.chaos.theatre import Theatre, theatre
 from tests.chaos.weather import Noted
 
 _ENDS_WITHIN_S = 60.0
@@ -99,7 +98,7 @@ class Performance:
         while (accepted := self._stage.sink.sink.accepted) < count:
             if accepted != seen:
                 seen, since_s = accepted, time.monotonic()
-            if time.monotonic() - since_s > _PATIENCE_S or self._over():
+            if time.monotonic() - since_s > _PATIENCE_S or self._stage.is_over():
                 return
             self._look_after()
             time.sleep(_LOOK_EVERY_S)
@@ -118,23 +117,9 @@ class Performance:
 
     def _await_end(self) -> None:
         until_s = time.monotonic() + _ENDS_WITHIN_S
-        while not self._over() and time.monotonic() < until_s:
+        while not self._stage.is_over() and time.monotonic() < until_s:
             self._look_after()
             time.sleep(5 * _LOOK_EVERY_S)
-
-    def _over(self) -> bool:
-        campaign = self._stage.campaign()
-        ended = (CampaignState.FINISHED, CampaignState.CANCELLED)
-        if campaign is None or campaign.state not in ended:
-            return False
-        run = self._run()
-        return run is not None and is_final(RUN_MOVES, run.state)
-
-    def _run(self) -> Run | None:
-        try:
-            return next(iter(self._stage.site.runs_of(JOB)), None)
-        except Unavailable:
-            return None
 
     def _look_after(self) -> None:
         """Resumes what a breaker paused, and lets the time come for what waits."""
@@ -147,7 +132,7 @@ class Performance:
 
     def _only_waits(self) -> bool:
         """Whether nothing goes on before some time has come, of deferred messages or of a run tried again."""
-        run, counts = self._run(), self._stage.counts()
+        run, counts = self._stage.run(), self._stage.counts()
         if run is not None and run.state is RunState.QUEUED:
             return run.due_at > self._stage.now()
         return bool(counts.get(DeliveryState.DEFERRED)) and not counts[DeliveryState.PENDING]
@@ -157,7 +142,7 @@ class Performance:
         return Evidence(
             scenario=stage.scenario,
             campaign=stage.campaign(),
-            run=self._run(),
+            run=self._stage.run(),
             deliveries=tuple(stage.deliveries()),
             accepted=tuple(read_index(stage.mailbox)),
             noted=tuple(stage.relay.noted),

@@ -68,8 +68,8 @@ def perform_all(scenarios: Iterable[Scenario], *, at_once: int) -> Iterator[Perf
         try:
             for done in as_completed(waiting):
                 yield done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # whoever is interrupted waits for what is on the stage, no longer
+        finally:  # whoever is interrupted waits for what is on the stage, and for no more
+            pool.shutdown(cancel_futures=True)
 
 
 def told(performed: Performed) -> str:
@@ -99,6 +99,7 @@ class Totals:
     uncertain: int = 0
     lapsed: int = 0
     resumed: int = 0
+    held: int = 0
     relay_faults: int = 0
 
     def __post_init__(self) -> None:
@@ -116,6 +117,7 @@ class Totals:
         self.uncertain += verdict.uncertain
         self.lapsed += verdict.lapsed
         self.resumed += evidence.resumed
+        self.held += evidence.toll.held
         self.relay_faults += len(evidence.noted)
         self.struck.update({fault.value: count for fault, count in evidence.toll.struck.items()})
         if performed.scenario.policy is Policy.NEVER_DUPLICATE:
@@ -128,8 +130,8 @@ class Totals:
         return (
             f"{self.seeds} seeds, {self.messages:,} messages ({struck}, relay {self.relay_faults:,}): "
             f"{self.duplicates} duplicates under never_duplicate, {self.copies} further copies under never_lose, "
-            f"{self.missing} missing, {self.uncertain} uncertain, {self.resumed} resumed, {self.lapsed} lapsed, "
-            f"{self.failures} failures"
+            f"{self.missing} missing, {self.uncertain} uncertain, {self.resumed} resumed, {self.held} held, "
+            f"{self.lapsed} lapsed, {self.failures} failures"
         )
 
 

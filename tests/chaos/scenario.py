@@ -48,6 +48,9 @@ class Fault(StrEnum):
     POWER_LOST = "power-lost"  #: all killed, the recordings' ends lost, and another boot
     DISK_FULL = "disk-full"  #: no room for the recorder for a while
     POSTGRESQL_CRASHED = "postgresql-crashed"  #: stopped at once, and started again
+    LEDGER_RESTORED = (
+        "ledger-restored"  #: a copy of this moment takes its place later, and an operator accepts it
+    )
     SUPPRESS = "suppress"  #: some who were not claimed yet come onto the suppression list
 
 
@@ -68,6 +71,9 @@ _ALWAYS_POSSIBLE = (
     Fault.DISK_FULL,
     Fault.SUPPRESS,
 )
+#: What is lost with them cannot be made good when the ledger is restored besides: the last replies, and who was
+#: suppressed since.
+_NOT_BESIDE_RESTORED = frozenset({Fault.POWER_LOST, Fault.SUPPRESS, Fault.LEDGER_RESTORED})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,37 +141,53 @@ def scenario_of(seed: int, *, people: int) -> Scenario:
     """The scenario of a seed."""
     draw = random.Random(seed)
     dialect = draw.choice(list(Dialect))
+    policy = draw.choices(list(Policy), weights=[2, 1])[0]
     return Scenario(
         seed=seed,
         people=people,
         dialect=dialect,
-        policy=draw.choices(list(Policy), weights=[2, 1])[0],
+        policy=policy,
         troupe=draw.choice(list(Troupe)),
         senders=draw.choice([1, 2, 2]),
         connections=draw.choice([2, 4, 8]),
         batch=draw.choice([20, 50, 200]),
-        blows=_blows(draw, _possible(dialect)),
+        blows=_blows(draw, _possible(dialect, policy)),
         weather=any_weather(draw, people=people),
     )
 
 
-def _possible(dialect: Dialect) -> Sequence[Fault]:
-    crash = (Fault.POSTGRESQL_CRASHED,) if dialect is Dialect.POSTGRESQL else ()
-    return (*_ALWAYS_POSSIBLE, *crash)
+def _possible(dialect: Dialect, policy: Policy) -> list[Fault]:
+    possible = list(_ALWAYS_POSSIBLE)
+    if dialect is Dialect.POSTGRESQL:
+        possible.append(Fault.POSTGRESQL_CRASHED)
+    elif policy is Policy.NEVER_DUPLICATE:
+        possible += [Fault.LEDGER_RESTORED] * 2
+    return possible
 
 
 def _blows(draw: random.Random, possible: Sequence[Fault]) -> tuple[Blow, ...]:
     moments = sorted(_moment(draw) for _ in range(draw.choice([1, 2, 2, 3])))
+    faults = _compatible([draw.choice(possible) for _ in moments])
     return tuple(
         Blow(
-            fault=draw.choice(possible),
+            fault=fault,
             at=at,
             held=at > 0 and draw.random() < 0.5,
             away_s=draw.choice([0.1, 0.5, 1.5, 3.0]),
             draw=draw.getrandbits(32),
         )
-        for at in moments
+        for fault, at in zip(faults, moments, strict=True)
     )
+
+
+def _compatible(faults: list[Fault]) -> list[Fault]:
+    if Fault.LEDGER_RESTORED not in faults:
+        return faults
+    kept = faults.index(Fault.LEDGER_RESTORED)
+    return [
+        Fault.KILL_SENDER if fault in _NOT_BESIDE_RESTORED and place != kept else fault
+        for place, fault in enumerate(faults)
+    ]
 
 
 def _moment(draw: random.Random) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,10 +13,11 @@ from pathlib import Path
 from maintd.broker.app import make_app
 from maintd.errors import Unavailable
 from maintd.execution.trigger import trigger
-from maintd.ledger import batches, campaigns, deliveries
+from maintd.ledger import batches, campaigns, deliveries, timeline
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
-from maintd.ledger.states import DeliveryState
+from maintd.ledger.runs import Run
+from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, is_final
 from maintd.supervise.up import apply_files
 from tests.chaos.altered import World
 from tests.chaos.cast import Cast, Part
@@ -114,6 +116,57 @@ class Theatre:
         except Unavailable:
             return []
         return [int(batch.owner.rpartition(":")[2]) for batch in held if batch.owner]
+
+    @property
+    def states(self) -> list[Path]:
+        """The state directories of all hosts."""
+        return sorted(self.site.directory.glob("state*"))
+
+    def copy_ledger(self) -> None:
+        """Makes a copy of the SQLite ledger as it is now, while others work with it."""
+        with (
+            contextlib.closing(sqlite3.connect(self._ledger)) as ledger,
+            contextlib.closing(sqlite3.connect(self._copy)) as copy,
+        ):
+            ledger.backup(copy)
+
+    def restore_ledger(self) -> None:
+        """Puts the copy into its place; nobody may work with it."""
+        self.site.runtime.ledger.dispose()
+        for leftover in self._ledger.parent.glob(f"{self._ledger.name}-*"):
+            leftover.unlink()
+        self._copy.replace(self._ledger)
+
+    @property
+    def _ledger(self) -> Path:
+        return self.site.directory / "ledger.db"
+
+    @property
+    def _copy(self) -> Path:
+        return self.site.directory / "copy.db"
+
+    def is_held(self) -> bool:
+        """Whether the ledger waits to be accepted."""
+        with self.site.runtime.ledger.read() as connection:
+            return timeline.standing(connection).held is not None
+
+    def is_over(self) -> bool:
+        """Whether the mailing has ended, and its run with it."""
+        campaign, run = self.campaign(), self.run()
+        ended = (CampaignState.FINISHED, CampaignState.CANCELLED)
+        return (
+            campaign is not None
+            and campaign.state in ended
+            and run is not None
+            and is_final(RUN_MOVES, run.state)
+        )
+
+    def run(self) -> Run | None:
+        """The run of the mailing, when the ledger answers."""
+        try:
+            return next(iter(self.site.runs_of(JOB)), None)
+        except Unavailable:
+            return None
 
     def hold_answers(self, *, at: int) -> None:
         """Lets the relay keep back its answers to dots, once it has accepted so many messages."""
