@@ -25,9 +25,9 @@ import click
 
 from maintd.smtp.faults import Step
 from maintd.smtp.mailbox import read_index
-from tests.chaos.cast import send
+from tests.chaos.cast import send, tethered
 from tests.chaos.plain_celery import SEND_UNSENT, Outbox, Plain, enrol, make_app
-from tests.chaos.run import Performed, perform_and_check
+from tests.chaos.run import Performed, end_in_order, perform_and_check
 from tests.chaos.scenario import Blow, Fault, Scenario
 from tests.chaos.servers import Valkey
 from tests.chaos.weather import CLEAR, Relay, RelayFault, Weather
@@ -117,7 +117,9 @@ class PlainStage:
         if self.worker is None:
             with (self.directory / "worker.log").open("ab") as log:
                 self.worker = subprocess.Popen(
-                    [sys.executable, "-m", "tests.chaos.plain_celery", "worker", "--concurrency", "4"],
+                    tethered(
+                        sys.executable, "-m", "tests.chaos.plain_celery", "worker", "--concurrency", "4"
+                    ),
                     env={**os.environ, **self.plain.environment()},
                     stdout=log,
                     stderr=log,
@@ -209,11 +211,12 @@ def on_both(scenario: Scenario) -> tuple[Counted, Performed]:
 @click.option("--at-once", default=2, show_default=True, help="Performances at the same time.")
 def main(*, seed: int, count: int, people: int, at_once: int) -> None:
     """The same mailings under the same faults on plain Celery and on maintd, and what arrived."""
+    end_in_order()
     scenarios = [scenario_of(one, people=people) for one in range(seed, seed + count)]
     plain: Counter[str] = Counter()
     ours: Counter[str] = Counter()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_once, mp_context=context) as pool:
+    with ProcessPoolExecutor(at_once, mp_context=context, initializer=end_in_order) as pool:
         for scenario, (counted, performed) in zip(scenarios, pool.map(on_both, scenarios), strict=True):
             plain.update(vars(counted))
             if performed.verdict is not None:

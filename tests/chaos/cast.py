@@ -57,7 +57,7 @@ class Cast:
     def _start(self, part: Part) -> subprocess.Popen[bytes]:
         with (self._directory / f"{part.name}.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", MODULE, *part.arguments],
+                tethered(sys.executable, "-m", MODULE, *part.arguments),
                 env={**self._environ, **part.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -121,6 +121,11 @@ class Cast:
                 with contextlib.suppress(OSError):
                     if mark in (entry / "environ").read_bytes().split(b"\0"):
                         yield int(entry.name)
+
+
+def tethered(*command: str) -> list[str]:
+    """A command that ends when this process does, however that ends."""
+    return [sys.executable, "-m", "maintd.supervise.tether", str(os.getpid()), *command]
 
 
 def send(pid: int, number: signal.Signals) -> None:

