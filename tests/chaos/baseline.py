@@ -206,7 +206,7 @@ def on_both(scenario: Scenario) -> tuple[Counted, Performed]:
 
 @click.command()
 @click.option("--seed", default=1, show_default=True, help="The first seed.")
-@click.option("--count", default=40, show_default=True, help="How many seeds.")
+@click.option("--count", default=12, show_default=True, help="How many seeds.")
 @click.option("--people", default=1000, show_default=True, help="Recipients of each mailing.")
 @click.option("--at-once", default=2, show_default=True, help="Performances at the same time.")
 def main(*, seed: int, count: int, people: int, at_once: int) -> None:

@@ -190,8 +190,8 @@ class _Account:
         return pid, fate.cause
 
     def _bound(self, cause: Cause | None) -> int:
-        """How many doubts it explains: open dots where the judge has the recorder, else a window."""
-        at_hand = cause is Cause.KILLED and self._scenario.troupe is not Troupe.HOSTS
+        """How many doubts it explains: open dots where the judge has recorder and ledger as they were, else a window."""
+        at_hand = cause is Cause.KILLED and self._scenario.troupe is not Troupe.HOSTS and not self._toll.held
         return self._scenario.connections * (1 if at_hand else DEPTH)
 
 
