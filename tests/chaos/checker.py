@@ -190,7 +190,7 @@ class _Account:
         return pid, fate.cause
 
     def _bound(self, cause: Cause | None) -> int:
-        """How many doubts it explains: open dots if the judge has its recorder and no restored ledger, else a window."""
+        """How many doubts it explains: open dots, or a window where the judge lacks recorder or history."""
         at_hand = cause is Cause.KILLED and self._scenario.troupe is not Troupe.HOSTS and not self._toll.held
         return self._scenario.connections * (1 if at_hand else DEPTH)
 
