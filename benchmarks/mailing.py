@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,15 +23,18 @@ from maintd.config.load import bare_environment, load_settings
 from maintd.config.settings import Settings
 from maintd.database import Database
 from maintd.execution.queues import Queue
+from maintd.keyspace import redis_url_of
 from maintd.ledger import campaigns, deliveries, runs
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import migrate, open_ledger
 from maintd.ledger.runs import NewRun
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
+from maintd.ledger.timeline import Timeline
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.enrol import Edition, enrol
 
 CONNECTIONS = 10
+SLOWEST_PER_S = 50  # of a mailing that still moves
 SENDER = "Acme <news@acme.example>"
 PEOPLE = (
     "WITH RECURSIVE k(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM k WHERE n < {count}) "
@@ -90,18 +94,20 @@ class Bench:
         self.directory = directory
         self.ports = ports
         self._postgresql_url = postgresql_url
-        self.settings = self._settings(f"sqlite:///{directory / 'ledger.db'}", ports[0.0])
+        self.settings = self._settings(directory, f"sqlite:///{directory / 'ledger.db'}", port=ports[0.0])
 
-    def _settings(self, ledger_url: str, port: int) -> Settings:
+    def _settings(self, state: Path, ledger_url: str, *, port: int, redis_url: str | None = None) -> Settings:
         environ = {
             "MAINTD_ENV_FILE": "",
-            "MAINTD_STATE_DIR": str(self.directory),
+            "MAINTD_STATE_DIR": str(state),
             "MAINTD_DATABASE_URL": ledger_url,
             "MAINTD_SMTP_URL": f"smtp://127.0.0.1:{port}",
             "MAINTD_SMTP_CONNECTIONS": str(CONNECTIONS),
             "MAINTD_LOG_LEVEL": "warning",
         }
-        return load_settings(environ=environ, env_file=None)
+        return load_settings(
+            environ=environ | ({"MAINTD_REDIS_URL": redis_url} if redis_url else {}), env_file=None
+        )
 
     def send(self, mailing: Mailing) -> Figures:
         """Enrols a mailing into an empty ledger and lets a fresh worker send it, when that is warm."""
@@ -113,18 +119,19 @@ class Bench:
     def run(self, ledger: str, *, rtt_ms: float = 0.0) -> Iterator[Run]:
         """An empty ledger of that kind, with a relay at that distance."""
         with (
-            self._ledger_url(ledger) as url,
-            contextlib.closing(Run(self._settings(url, self.ports[rtt_ms]))) as run,
+            tempfile.TemporaryDirectory(dir=self.directory) as directory,
+            self._ledger_url(ledger, directory) as url,
         ):
-            yield run
+            settings = self._settings(
+                Path(directory), url, port=self.ports[rtt_ms], redis_url=redis_url_of(self.settings)
+            )
+            with contextlib.closing(Run(settings)) as run:
+                yield run
 
     @contextlib.contextmanager
-    def _ledger_url(self, kind: str) -> Iterator[str]:
+    def _ledger_url(self, kind: str, directory: str) -> Iterator[str]:
         if kind == "sqlite":
-            path = self.directory / f"{uuid.uuid4().hex}.db"
-            yield f"sqlite:///{path}"
-            for file in self.directory.glob(f"{path.name}*"):
-                file.unlink()
+            yield f"sqlite:///{directory}/ledger.db"
             return
         admin = sa.make_url(self._postgresql_url).set(drivername="postgresql+psycopg")
         engine = sa.create_engine(admin, isolation_level="AUTOCOMMIT")
@@ -174,7 +181,9 @@ class Run:
         campaign_id = self._enrol(template, count)
         woken_at = datetime.now(UTC)
         self.wake()
+        until_s = time.monotonic() + 60 + count / SLOWEST_PER_S
         while (finished_at := self._finished_at(campaign_id)) is None:
+            assert time.monotonic() < until_s, "the mailing does not come to its end"
             time.sleep(0.05)
         assert self._all_sent(campaign_id, count)
         return (finished_at - woken_at).total_seconds()
@@ -217,6 +226,7 @@ def enrol_people(
         hold=hold,
         progress=lambda _: None,
         pause=time.sleep,
+        timeline=Timeline(ledger),
     )
     return enrolled.campaign
 

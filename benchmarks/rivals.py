@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from benchmarks.mailing import CONNECTIONS, TEMPLATES, Figures, cpu_s, people
 from maintd.mail.address import parse_address
 from maintd.mail.message import Content, build_message
+from maintd.mail.skeleton import Skeleton
 from maintd.mail.templates import Bundle, MailTemplate, compile_bundle
 from tests.chaos import plain_celery
 from tests.chaos.plain_celery import Plain, make_app
@@ -151,7 +152,7 @@ def _render(template: str, count: int) -> Figures:
 
 
 def _messages(template: MailTemplate, count: int) -> Iterator[tuple[str, bytes]]:
-    sender, now = parse_address("news@acme.example"), datetime.now(UTC)
+    sender, now, skeleton = parse_address("news@acme.example"), datetime.now(UTC), Skeleton(seed="benchmark")
     for email, name in people(count):
         rendered = template.render({"name": name, "edition": _EDITION})
         content = Content(
@@ -164,7 +165,8 @@ def _messages(template: MailTemplate, count: int) -> Iterator[tuple[str, bytes]]
             text=rendered.text,
             html=rendered.html,
         )
-        yield email, build_message(content)
+        own, ending = build_message(content, skeleton)
+        yield email, own + ending.octets
 
 
 async def _send(template: str, count: int, *, port: int) -> Figures:
