@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from maintd.smtp.reply import Reply, sanitised
 # RFC 5321 §4.5.3.1.5 ends a line at 512 octets; real relays write more, and whoever writes more than this floods us.
 _LONGEST_LINE = 8_192
 _LONGEST_REPLY = 32_768
+#: A whole reply of one line, as nearly all are.
+_PLAIN = re.compile(rb"([0-9]{3}) ([^\r\n]{0,512})\r\n")
 
 
 class NotSMTP(Exception):
@@ -58,7 +61,11 @@ class ReplyStream:
             NotSMTP: A line does not begin with a code, a reply changes its code half-way, or it is too long. Replies
                 before it are yielded first; nothing can be read from this stream any more.
         """
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        begin = 0
+        while not (self._rest or self._texts) and (plain := _PLAIN.match(data, begin)):
+            yield RawReply(int(plain[1]), plain[2])
+            begin = plain.end()
+        *lines, self._rest = (self._rest + data[begin:]).split(b"\n")
         for line in lines:
             if self._take(line.removesuffix(b"\r")):
                 yield self._finished()
