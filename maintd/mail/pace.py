@@ -25,5 +25,5 @@ class Pace:
         """Takes in how long a window took."""
         if seconds > _WINDOW_S:
             self.depth = max(1, self.depth // 2)
-        elif seconds < _WINDOW_S / 4:
+        elif seconds < _WINDOW_S / 2:
             self.depth = min(self._most, self.depth * 2)

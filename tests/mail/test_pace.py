@@ -12,7 +12,7 @@ def test_a_relay_that_is_not_known_yet_gets_few_messages_at_once() -> None:
 
 def test_windows_that_are_quick_grow_and_windows_that_are_slow_shrink() -> None:
     pace, depths = Pace(most=20), []
-    for seconds in (0.01, 0.1, 0.01, 0.01, 0.3, 0.6, 9, 9, 9, 9, 9, 0.01):
+    for seconds in (0.01, 0.2, 0.01, 0.01, 0.3, 0.6, 9, 9, 9, 9, 9, 0.01):
         pace.took(seconds)
         depths.append(pace.depth)
     assert depths == [8, 16, 20, 20, 20, 10, 5, 2, 1, 1, 1, 2]
