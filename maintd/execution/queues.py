@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy.engine import Connection
 
-from maintd.ledger import batches
+from maintd.mail.allowance import Limits, look
 
 
 class Queue(StrEnum):
@@ -30,6 +31,10 @@ def mail_queue(*, urgent: bool) -> Queue:
     return Queue.MAIL_URGENT if urgent else Queue.MAIL_BULK
 
 
-def queues_with_mail(connection: Connection) -> set[Queue]:
-    """The queues of the campaigns of which something could be sent now."""
-    return {mail_queue(urgent=urgent) for urgent in (True, False) if batches.ready(connection, urgent=urgent)}
+def queues_with_mail(connection: Connection, limits: Limits, *, now: datetime) -> set[Queue]:
+    """The queues of the campaigns of which something may go out now or in a moment."""
+    return {
+        mail_queue(urgent=urgent)
+        for urgent in (True, False)
+        if look(connection, limits, urgent=urgent, now=now).soon
+    }

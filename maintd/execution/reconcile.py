@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from maintd.execution import mailings, pipelines
 from maintd.execution.liveness import Pulse, Watch
 from maintd.execution.queues import Queue, queues_with_mail
-from maintd.execution.runtime import Runtime
+from maintd.execution.runtime import Runtime, limits_of
 from maintd.execution.worker import scene_of
 from maintd.ledger import batches, campaigns, jobs, runs
 from maintd.ledger.runs import Run
@@ -69,7 +69,7 @@ class Reconciler:
         with ledger.read() as connection:
             # A queue that only a newer version knows is for workers of that version.
             known = {Queue(name) for name in runs.due_queues(connection, now=now) if name in frozenset(Queue)}
-            queues = known | queues_with_mail(connection)
+            queues = known | queues_with_mail(connection, limits_of(self._runtime.settings), now=now)
         return Reconciled(
             freed=freed + freed_batches,
             doubtful=doubtful,

@@ -13,6 +13,7 @@ from maintd.database import Database
 from maintd.ledger.engine import open_ledger
 from maintd.ledger.timeline import Timeline
 from maintd.ledger.witness import Witness
+from maintd.mail.allowance import Limits
 from maintd.sources.connect import Sources
 
 
@@ -64,6 +65,12 @@ def open_runtime(settings: Settings, *, clock: Clock) -> Runtime:
         clock=clock,
         owner=f"{socket.gethostname()}:{os.getpid()}",
     )
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits of these settings."""
+    lanes = {name: lane.rate for name, lane in settings.lanes.items()}
+    return Limits(relay=settings.smtp_limit, lanes=lanes)
 
 
 def open_sources(settings: Settings) -> Sources:

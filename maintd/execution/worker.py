@@ -15,7 +15,7 @@ from maintd.errors import Unavailable
 from maintd.execution import executor, mailings
 from maintd.execution.patience import Patience
 from maintd.execution.queues import MAIL_QUEUES, Queue, queues_with_mail
-from maintd.execution.runtime import Runtime
+from maintd.execution.runtime import Runtime, limits_of
 from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger import campaigns
 from maintd.ledger.engine import identity
@@ -143,7 +143,8 @@ class Worker:
                 self._recorder.rest()
         steps = mailings.conclude(runtime.ledger, now=runtime.clock.now())
         with runtime.ledger.read() as connection:
-            return steps | (self._mail_queues & queues_with_mail(connection))
+            ready = queues_with_mail(connection, limits_of(runtime.settings), now=runtime.clock.now())
+        return steps | (self._mail_queues & ready)
 
     def ready_to_mail(self) -> Pump:
         """This process's pump; before it begins, what the dead of this host left is taken over.
@@ -187,6 +188,7 @@ class Worker:
                 urgent=Queue.MAIL_URGENT in self._mail_queues,
                 bulk=Queue.MAIL_BULK in self._mail_queues,
                 redirect=settings.mail_redirect,
+                limits=limits_of(settings),
             ),
             clock=self.runtime.clock,
             owner=self.runtime.owner,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -295,18 +296,26 @@ class Ready:
     Attributes:
         lane: Of the campaign's lines, which it is.
         name: Of the lane.
+        urgent: Whether its campaign is.
         limit: The campaign's own, as its job file writes it.
+        expires_at: Of the campaign: what was not sent by then never is.
     """
 
     campaign_id: int
     lane: int
     name: str
+    urgent: bool
     limit: str | None
+    expires_at: datetime | None
 
     @property
     def place(self) -> tuple[int, int]:
         """Campaign and lane: what tells lines apart, and orders them."""
         return self.campaign_id, self.lane
+
+    def has_expired(self, now: datetime) -> bool:
+        """Whether nothing of it is to be sent any more."""
+        return self.expires_at is not None and self.expires_at <= now
 
 
 def ready(connection: Connection, *, urgent: bool) -> list[Ready]:
@@ -319,9 +328,7 @@ def ready(connection: Connection, *, urgent: bool) -> list[Ready]:
     )
     query = (
         sa.select(
-            lines.c.campaign_id,
-            lines.c.lane,
-            lines.c.name,
+            *(lines.c.campaign_id, lines.c.lane, lines.c.name, campaigns.c.urgent, campaigns.c.expires_at),
             campaigns.c.spec["limit"].as_string().label("limit"),
         )
         .join(campaigns, campaigns.c.id == lines.c.campaign_id)

@@ -16,7 +16,7 @@ from maintd.errors import Problem, Problems, did_you_mean
 from maintd.mail.address import parse_address, parse_from
 from maintd.mail.message import UnsafeHeader, check_headers
 from maintd.mail.templates import Bundle, MailTemplate, read_bundle
-from maintd.spec import Duration, Spec
+from maintd.spec import Duration, RateLimit, Spec
 from maintd.textfile import read_text
 
 SQL_PREFIX = "sql/"
@@ -80,6 +80,9 @@ class CampaignSpec(Spec):
     urgent: bool = False
     """Sent by processes of its own (the queue `mail.urgent`), so that it never waits behind a campaign that is not
     urgent; its audience is enrolled there too. For mailings that are small and cannot wait."""
+    limit: RateLimit | None = None
+    """At most so many messages of an edition go out, all processes and hosts together. `MAINTD_SMTP_LIMIT` and the
+    lanes hold besides."""
     expires: Duration | None = None
     """What was not sent this long after the edition began is not sent any more."""
     stop_at: MailStopAt = MailStopAt()

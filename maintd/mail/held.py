@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -20,6 +21,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.timeline import LedgerHeld, Timeline
+from maintd.mail.allowance import Allowance
 from maintd.mail.outcomes import cut_off
 from maintd.mail.recorder import Recorder, RecorderFailed
 from maintd.mail.recover import resend_as_allowed
@@ -45,6 +47,19 @@ class Pumped:
             self.settled[outcome.state] = self.settled.get(outcome.state, 0) + 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Marked:
+    """What became of a window when it was marked.
+
+    Attributes:
+        going: The recipients that are to be mailed now.
+        waiting: Deliveries that no limit has room for now.
+    """
+
+    going: frozenset[bytes]
+    waiting: list[Delivery]
+
+
 class HeldBatch:
     """A claimed batch: the only place where its row and its deliveries are written."""
 
@@ -59,6 +74,7 @@ class HeldBatch:
         pumped: Pumped,
         recorder: Recorder | None = None,
         timeline: Timeline | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.campaign = campaign
         self.batch = batch
@@ -71,6 +87,7 @@ class HeldBatch:
         #: Outcomes that are known and not yet written: they ride in the next commit.
         self.known: list[Outcome] = []
         self._recorder = recorder
+        self._allowance = allowance
         self._trouble: RecorderFailed | None = None
         #: No further dot is permitted.
         self.closing = False
@@ -80,6 +97,16 @@ class HeldBatch:
         self._permitted: set[bytes] = set()
         #: Recipients of the marked window whose outcome is not known yet, and their ordinals.
         self._on_wire: dict[bytes, int] = {}
+
+    @property
+    def window_s(self) -> float:
+        """What a window should take at most, so that its tokens do not run out."""
+        return self._allowance.window_s if self._allowance else math.inf
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether the lane is going to be, with what is known and not yet written."""
+        return self._allowance is not None and self._allowance.is_throttled(self.known)
 
     def load(self) -> list[Delivery]:
         """The deliveries still to be sent, in order; settles them all instead when the campaign has expired."""
@@ -97,11 +124,11 @@ class HeldBatch:
         with self._ledger.read() as connection:
             return deliveries.pending(connection, batch.stretch)
 
-    def mark(self, window: list[Delivery]) -> set[bytes]:
+    def mark(self, window: list[Delivery]) -> Marked:
         """Commits that the dots of a window may be written, and what is known of the one before.
 
-        Returns:
-            The recipients of the window that are still to be mailed: not those suppressed meanwhile.
+        Of the window goes what was not suppressed meanwhile, as far as the limits let it; the mark does not reach
+        beyond that.
 
         Raises:
             ClaimLost: Nothing was marked.
@@ -114,14 +141,21 @@ class HeldBatch:
             batches.mark(connection, self.batch, wire_hi=hi)
             self._settle(connection)
             deliveries.suppress(connection, stretch, now=self._clock.now())
-            to_send = deliveries.pending_keys(connection, stretch)
+            keys = deliveries.pending_keys(connection, stretch)
+            to_send = [delivery for delivery in window if delivery.recipient_key in keys]
+            count = self._take(connection, wanted=len(to_send))
+            if count < len(to_send):
+                batches.mark(connection, self.batch, wire_hi=to_send[count].ordinal)
         self._written(started_s)
-        self._on_wire = {d.recipient_key: d.ordinal for d in window if d.recipient_key in to_send}
-        return set(self._on_wire)
+        self._on_wire = {delivery.recipient_key: delivery.ordinal for delivery in to_send[:count]}
+        return Marked(going=frozenset(self._on_wire), waiting=to_send[count:])
+
+    def _take(self, connection: Connection, *, wanted: int) -> int:
+        return self._allowance.take(connection, wanted=wanted) if self._allowance else wanted
 
     def permit(self, delivery: Delivery) -> bool:
-        """Whether the dot of a delivery may be written: the claim holds, and the recorder has the intent."""
-        if self.closing or not self.may_send():
+        """Whether the dot of a delivery may be written: claim and token still hold, and the recorder has the intent."""
+        if self.closing or not self.may_send() or not (self._allowance is None or self._allowance.lasts()):
             return False
         if self._recorder is not None:
             try:
@@ -249,6 +283,8 @@ class HeldBatch:
         deliveries.settle(connection, self.campaign.id, self.known, now=now)
         if any(outcome.state is DeliveryState.UNCERTAIN for outcome in self.known):
             resend_as_allowed(connection, self.campaign, self.batch.stretch, now=now)
+        if self._allowance is not None:
+            self._allowance.heed(connection, self.known)
 
     def _written(self, started_s: float) -> None:
         self._held_at_s = max(self._held_at_s, started_s)

@@ -122,12 +122,12 @@ class Grant:
 
     Attributes:
         count: At most as many as were wanted.
-        within_us: How long from now they may, in microseconds; None: there is no limit.
+        within_us: How long from now they may, in microseconds.
         used: What each limit has then, by its row: to be kept, even if nothing was granted.
     """
 
     count: int
-    within_us: int | None
+    within_us: int
     used: Mapping[str, Used]
 
 
@@ -137,16 +137,16 @@ def grant(
     """Takes tokens of every limit, as many as the tightest of them has.
 
     Args:
-        limits: Those that hold.
+        limits: Those that hold; at least one.
         used: What was taken of each, by its row.
         wanted: How many messages want to go out.
         now_us: The time, in microseconds, of the one clock by which these limits are counted.
         valid_us: How long the tokens should be good for at least. The longer, the fewer there are in all.
     """
     now = {limit.row: used[limit.row].in_slot(now_us // limit.slot_us) for limit in limits}
-    count = min([wanted, *(now[limit.row].free(limit) for limit in limits)])
-    if not limits or count == 0:
-        return Grant(count=count, within_us=None, used=now)
+    count = min(wanted, *(now[limit.row].free(limit) for limit in limits))
+    if count == 0:
+        return Grant(count=0, within_us=0, used=now)
     last = {limit.row: (now_us + valid_us) // limit.slot_us for limit in limits}
     return Grant(
         count=count,

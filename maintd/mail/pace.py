@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 #: A window should take no longer: pausing bites at its end, and its outcomes wait in memory.
 _WINDOW_S = 0.5
 #: Of a relay that is not known yet.
@@ -21,9 +23,10 @@ class Pace:
         self.depth = min(most, _FIRST)
         self._most = most
 
-    def took(self, seconds: float) -> None:
-        """Takes in how long a window took."""
-        if seconds > _WINDOW_S:
+    def took(self, seconds: float, *, of_s: float = math.inf) -> None:
+        """Takes in how long a window took, and within how many seconds its messages had to be written."""
+        most_s = min(_WINDOW_S, of_s)
+        if seconds > most_s:
             self.depth = max(1, self.depth // 2)
-        elif seconds < _WINDOW_S / 2:
+        elif seconds < most_s / 2:
             self.depth = min(self._most, self.depth * 2)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from maintd.clock import Clock, new_token
@@ -22,6 +22,7 @@ from maintd.ledger.batches import Batch, NotSending, Ready
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState
 from maintd.ledger.timeline import Timeline
+from maintd.mail.allowance import SOON, Allowance, Limits, Outlook, Validity, look
 from maintd.mail.breaker import Breaker
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import Composer
@@ -36,6 +37,9 @@ from maintd.smtp.pool import SessionPool
 
 logger = logging.getLogger(__name__)
 
+#: While everything waits for a limit: how often to see whether there is something else, or a stop.
+_LOOK_AGAIN = timedelta(milliseconds=250)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PumpSettings:
@@ -48,9 +52,11 @@ class PumpSettings:
         heartbeat: How often a counter moves at least.
         look: How often a holder looks whether its campaign still sends.
         turn: How long a campaign goes on while others wait.
+        limits: Those that are set.
         urgent: Whether urgent campaigns are sent here; they come first.
         bulk: Whether all others are.
         redirect: The address that gets everything, for staging.
+        limits: Those that are set.
     """
 
     batch: int
@@ -62,6 +68,7 @@ class PumpSettings:
     urgent: bool
     bulk: bool
     redirect: str | None
+    limits: Limits = field(default_factory=Limits)
 
 
 class Pump:
@@ -86,6 +93,7 @@ class Pump:
         self._owner = owner
         self._recorder = recorder
         self._pace = Pace(most=settings.depth)
+        self._validity = Validity()
         self._composers: dict[int, Composer] = {}
         #: Each from when its campaign last began to send.
         self._breakers: dict[tuple[int, datetime | None], Breaker] = {}
@@ -95,7 +103,7 @@ class Pump:
         self._unwritten: list[HeldBatch] = []
 
     async def run(self, *, stopping: Callable[[], bool], budget: timedelta) -> Pumped:
-        """Works until nothing is left to claim, the budget is spent or it is told to stop.
+        """Works until nothing is left that may go out soon, the budget is spent or it is told to stop.
 
         The lines of all campaigns take turns, so that none starves another, and go on with them in the next working. A
         message that is on the wire is always brought to its end.
@@ -113,12 +121,15 @@ class Pump:
         await self._write_what_is_known()
         await asyncio.to_thread(self._forget_what_is_over)
         passed: set[tuple[int, int]] = set()
+        turn = self._settings.turn
         async with contextlib.aclosing(self._sessions):
             while not stopping() and self._clock.monotonic_s() < until_s:
-                line = await asyncio.to_thread(self._next, passed)
+                line, others_in = await asyncio.to_thread(self._next, passed)
                 if line is None:
-                    break
-                if await self._take_turn(line, until_s, pumped, stopping):
+                    if others_in is None or others_in > SOON:
+                        break
+                    await asyncio.sleep(min(others_in, _LOOK_AGAIN).total_seconds())
+                elif await self._take_turn(line, min(others_in or turn, turn), until_s, pumped, stopping):
                     passed.clear()
                 else:
                     passed.add(line.place)
@@ -143,27 +154,41 @@ class Pump:
         self._composers = {key: self._composers[key] for key in self._composers.keys() & sending.keys()}
         self._breakers = {key: self._breakers[key] for key in self._breakers.keys() & sending.items()}
 
-    def _next(self, passed: Collection[tuple[int, int]]) -> Ready | None:
+    def _next(self, passed: Collection[tuple[int, int]]) -> tuple[Ready | None, timedelta | None]:
         """Whose turn it is: the urgent before the others, and among equals one after the other, round and round.
 
         Args:
             passed: Lines of which there was nothing to claim although there seemed to be.
+
+        Returns:
+            That line, if a limit does not keep every one back; and how long the first of those waits that it does.
         """
+        others_in = None
+        for urgent in self._urgencies():
+            outlook = self._look(urgent=urgent)
+            others_in = min(filter(None, (others_in, outlook.opens_in)), default=None)
+            ready = [one for one in outlook.open if one.place not in passed]
+            if ready:
+                following = _following(ready, self._last.get(urgent, (0, 0)))
+                self._last[urgent] = following.place
+                return following, others_in
+        return None, others_in
+
+    def _look(self, *, urgent: bool) -> Outlook:
         with self._ledger.read() as connection:
-            for urgent in self._urgencies():
-                ready = [one for one in batches.ready(connection, urgent=urgent) if one.place not in passed]
-                if ready:
-                    following = _following(ready, self._last.get(urgent, (0, 0)))
-                    self._last[urgent] = following.place
-                    return following
-        return None
+            return look(connection, self._settings.limits, urgent=urgent, now=self._clock.now())
 
     def _urgencies(self) -> list[bool]:
         taken = {True: self._settings.urgent, False: self._settings.bulk}
         return [urgent for urgent, here in taken.items() if here]
 
     async def _take_turn(
-        self, line: Ready, until_s: float, pumped: Pumped, stopping: Callable[[], bool]
+        self,
+        line: Ready,
+        length: timedelta,
+        until_s: float,
+        pumped: Pumped,
+        stopping: Callable[[], bool],
     ) -> bool:
         """Sends of one line until its turn is over; False when there was nothing to claim."""
         if self._recorder is not None:
@@ -173,14 +198,14 @@ class Pump:
             return False
         turn = Turn(
             line,
-            urgent=campaign.urgent,
-            ledger=self._ledger,
+            look=self._look,
             clock=self._clock,
-            length=self._settings.turn,
+            length=length,
             until_s=until_s,
             urgent_first=self._settings.urgent,
         )
-        await self._send_batch(campaign, batch, turn, pumped, stopping)
+        allowance = Allowance(line, self._settings.limits, validity=self._validity, clock=self._clock)
+        await self._send_batch(campaign, batch, allowance, turn, pumped, stopping)
         if await asyncio.to_thread(self._finish, campaign):
             pumped.finished.append(campaign.id)
         return True
@@ -234,7 +259,13 @@ class Pump:
         return self._breakers[key]
 
     async def _send_batch(
-        self, campaign: Campaign, batch: Batch, turn: Turn, pumped: Pumped, stopping: Callable[[], bool]
+        self,
+        campaign: Campaign,
+        batch: Batch,
+        allowance: Allowance,
+        turn: Turn,
+        pumped: Pumped,
+        stopping: Callable[[], bool],
     ) -> None:
         composer = self._composers[campaign.id]
         held = HeldBatch(
@@ -246,6 +277,7 @@ class Pump:
             pumped=pumped,
             recorder=self._recorder,
             timeline=self._timeline,
+            allowance=allowance,
         )
         windows = Windows(
             held,

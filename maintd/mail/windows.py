@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import datetime
 
 from maintd.clock import Clock
 from maintd.errors import JobFailed, Unavailable
@@ -29,10 +28,6 @@ logger = logging.getLogger(__name__)
 _UNSENT_TRIES = 3
 
 
-def _no_lanes(_lane: int, _until: datetime) -> None:
-    """Nobody wants to know of lanes that are too fast."""
-
-
 class Windows:
     """Sends a batch window by window: a few messages for every connection, one open dot on each."""
 
@@ -47,7 +42,6 @@ class Windows:
         breaker: Breaker,
         turn: Turn,
         stopping: Callable[[], bool],
-        slow: Callable[[int, datetime], None] = _no_lanes,
     ) -> None:
         """Prepares to send.
 
@@ -60,7 +54,6 @@ class Windows:
             breaker: The campaign's.
             turn: The line's: when it is over, the rest of the batch is left to whoever is next.
             stopping: Whether an orderly stop was asked for: no further dot is written then.
-            slow: Told of a lane that was throttled, and until when the message that was waits.
         """
         self._held = held
         self._clock = clock
@@ -72,9 +65,10 @@ class Windows:
         self._breaker = breaker
         self._turn = turn
         self._stopping = stopping
-        self._slow = slow
-        #: A dot was refused: the claim, the campaign or this process comes to its end.
+        #: A dot was refused: the claim, the campaign or this process comes to its end, or a token has run out.
         self._withdrawn = False
+        #: The limits have no room for the rest of the batch, or the relay wants less of its lane.
+        self._held_back = False
         self._results: list[Result] = []
 
     async def send_all(self) -> None:
@@ -88,7 +82,7 @@ class Windows:
         await asyncio.to_thread(self._held.finish)
 
     async def _ends_here(self) -> bool:
-        ended = self._withdrawn or self._held.closing or self._stopping()
+        ended = self._withdrawn or self._held_back or self._held.closing or self._stopping()
         return ended or await self._turn.over()
 
     async def _send_window(self, line: deque[Delivery]) -> None:
@@ -96,12 +90,14 @@ class Windows:
         depth = min(self._pace.depth, *(session.room for session in sessions))
         window = [line.popleft() for _ in range(min(len(line), len(sessions) * depth))]
         messages = await asyncio.to_thread(self._compose, window)
-        to_send = await asyncio.to_thread(self._held.mark, window)
+        marked = await asyncio.to_thread(self._held.mark, window)
         began_s = self._clock.monotonic_s()
-        await self._send(sessions, [pair for pair in messages if pair[0].recipient_key in to_send])
+        await self._send(sessions, [pair for pair in messages if pair[0].recipient_key in marked.going])
         self._steer(took_s=self._clock.monotonic_s() - began_s)
-        line.extendleft(sorted(self._again, key=lambda delivery: delivery.ordinal, reverse=True))
+        back = sorted([*self._again, *marked.waiting], key=lambda delivery: delivery.ordinal, reverse=True)
+        line.extendleft(back)
         self._again.clear()
+        self._held_back = bool(marked.waiting) or self._held.set_aside
         self._held.check()
         self._check_breaker()
         self._check_relay()
@@ -113,7 +109,7 @@ class Windows:
 
     def _check_relay(self) -> None:
         results, self._results = self._results, []
-        if len(results) > 1 and not self._withdrawn and _nothing_taken(results):
+        if len(results) > 1 and not self._withdrawn and not self._held_back and _nothing_taken(results):
             said = results[0].detail or results[0].reply
             raise Unavailable(f"the relay takes no message: {said}")
 
@@ -135,7 +131,7 @@ class Windows:
     def _steer(self, *, took_s: float) -> None:
         if _nothing_taken(self._results):
             return  # it says nothing of how fast the relay is
-        self._pace.took(took_s)
+        self._pace.took(took_s, of_s=self._held.window_s)
 
     def _compose(self, window: list[Delivery]) -> list[tuple[Delivery, Outgoing]]:
         messages = []
@@ -178,8 +174,6 @@ class Windows:
         )
         self._breaker.take(outcome)
         self._held.learn(delivery, outcome)
-        if outcome.failure == Failure.THROTTLE and outcome.due_at is not None:
-            self._slow(delivery.lane, outcome.due_at)
 
     def _too_often_unsent(self, delivery: Delivery, result: Result) -> bool:
         tries = self._tries.get(delivery.recipient_key, 0) + int(result.tried and not self._withdrawn)

@@ -44,7 +44,6 @@ class World:
         granted = grant(limits, used, wanted=wanted, now_us=self.real_us + self.ahead_us, valid_us=valid_us)
         self.stored |= {row: json.dumps(kept.stored()) for row, kept in granted.used.items()}
         for number in range(granted.count):
-            assert granted.within_us is not None
             assert granted.within_us >= valid_us
             after_us = int(delays[number % len(delays)] * (granted.within_us - 1))
             self.wire.append((self.real_us + after_us, frozenset(one.name for one in limits)))

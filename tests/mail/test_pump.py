@@ -25,8 +25,9 @@ from maintd.ledger.tables import batches as batch_rows
 from maintd.ledger.tables import deliveries as delivery_rows
 from maintd.mail import control, recover
 from maintd.mail import pump as pumping
+from maintd.mail.allowance import Limits
 from maintd.mail.compose import Composer
-from maintd.mail.held import HeldBatch, Pumped
+from maintd.mail.held import HeldBatch, Marked, Pumped
 from maintd.mail.pump import Pump, PumpSettings
 from maintd.mail.recorder import Recorder
 from maintd.mail.recover import MOST_LOSSES, Scene
@@ -84,6 +85,7 @@ def pump_of(
     depth: int = 1,
     redirect: str | None = None,
     recorder: Recorder | None = None,
+    limits: Limits | None = None,
     look: timedelta = timedelta(hours=1),
     urgent: bool = True,
     bulk: bool = True,
@@ -106,6 +108,7 @@ def pump_of(
             urgent=urgent,
             bulk=bulk,
             redirect=redirect,
+            limits=limits or Limits(),
         ),
         clock=clock,
         owner="host:1",
@@ -794,8 +797,8 @@ def test_whoever_dies_whenever_nobody_is_mailed_twice_and_nobody_forgotten(
 def test_the_check_notices_a_pump_that_does_not_mark_before_it_sends(
     ledger: Database, relay: SinkThread, mailbox: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unmarked(held: HeldBatch, window: list[Delivery]) -> set[bytes]:
-        return {delivery.recipient_key for delivery in window}
+    def unmarked(held: HeldBatch, window: list[Delivery]) -> Marked:
+        return Marked(going=frozenset(delivery.recipient_key for delivery in window), waiting=[])
 
     monkeypatch.setattr(HeldBatch, "mark", unmarked)
     campaign = add_campaign(ledger, recipients=30)
