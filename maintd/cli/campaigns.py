@@ -14,11 +14,14 @@ from maintd.cli.context import Context, pass_context
 from maintd.cli.output import print_json, print_pairs, print_table
 from maintd.cli.parameters import json_option, limit_option, reason_option
 from maintd.execution.queues import mail_queue
+from maintd.execution.runtime import limits_of
 from maintd.ledger import campaigns as ledger_campaigns
 from maintd.ledger import deliveries as ledger_deliveries
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail import control
+from maintd.mail.allowance import look
+from maintd.units import format_duration
 
 
 @click.group(cls=ListsByDefault, subcommand_metavar="[JOB] [--limit N] [--json] | COMMAND …")
@@ -72,6 +75,8 @@ def show_campaign(context: Context, *, name: str, as_json: bool) -> None:
     with context.runtime() as runtime, runtime.ledger.read() as connection:
         campaign = ledger_campaigns.named(connection, name)
         summary = _summary(connection, campaign)
+        limits, now = limits_of(runtime.settings), context.clock.now()
+        waits = look(connection, limits, urgent=campaign.urgent, now=now).waits_of(campaign.id)
     details = {
         "run": campaign.run_id,
         "expires": campaign.expires_at,
@@ -79,7 +84,7 @@ def show_campaign(context: Context, *, name: str, as_json: bool) -> None:
         "spec": campaign.spec,
     }
     if as_json:
-        print_json(summary | details)
+        print_json(summary | details | {"held_back": waits})
         return
     shown = {
         **summary,
@@ -87,6 +92,7 @@ def show_campaign(context: Context, *, name: str, as_json: bool) -> None:
         "state": _state_of(summary),
         **summary["deliveries"],
         **details,
+        "held back": "; ".join(f"{wait.why}, for {format_duration(wait.opens_in)}" for wait in waits),
     }
     print_pairs({name: value for name, value in shown.items() if name not in ("deliveries", "spec")})
 

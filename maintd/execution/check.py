@@ -17,15 +17,18 @@ from maintd.database import first_line
 from maintd.errors import MaintdError, Problem, Problems, Unavailable
 from maintd.execution.pipelines import PipelineSpec
 from maintd.execution.project import examine_one, read_project, where_is
-from maintd.execution.runtime import Runtime, open_sources
+from maintd.execution.runtime import Runtime, limits_of, open_sources
 from maintd.execution.worker import check_state_dir, relays_of, timeouts_of
 from maintd.keyspace import Keyspace, redis_url_of
+from maintd.ledger import campaigns
 from maintd.ledger.engine import ledger_database, open_ledger
+from maintd.mail.allowance import look
 from maintd.scheduling.apply import Prepared
 from maintd.smtp.opening import open_session
 from maintd.smtp.relays import Relay
 from maintd.smtp.session import OpenFailed, Phase
 from maintd.sources.connect import count_tables
+from maintd.units import format_duration
 
 _RELAY_CURE = "start it, or correct MAINTD_SMTP_URL"
 
@@ -90,6 +93,7 @@ def check(
             ),
             *sources.values(),
             *_check_relays(settings),
+            *_check_limits(runtime),
             *_check_jobs(prepared, runtime, unusable=unusable),
         ]
 
@@ -199,6 +203,19 @@ def _greet(relay: Relay, settings: Settings) -> str:
 
     asyncio.run(greet())
     return relay.where + (" as " + relay.username if relay.username else "")
+
+
+def _check_limits(runtime: Runtime) -> Iterator[Checked]:
+    """The limits that are set, and whom they keep waiting; a ledger that does not tell was looked at already."""
+    limits, now = limits_of(runtime.settings), runtime.clock.now()
+    found = [str(limits)]
+    with contextlib.suppress(MaintdError, DBAPIError), runtime.ledger.read() as connection:
+        for urgent in (True, False):
+            for (campaign_id, _), wait in look(connection, limits, urgent=urgent, now=now).waiting.items():
+                name = campaigns.get(connection, campaign_id).name
+                found.append(f"{name} waits {format_duration(wait.opens_in)} for {wait.why}")
+    if any(found):
+        yield Checked(what="limits", verdict=Verdict.OK, detail="; ".join(filter(None, found)))
 
 
 def _check_jobs(

@@ -47,6 +47,10 @@ class Limits:
     relay: Rate | None = None
     lanes: Mapping[str, Rate] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        given = {"all mail": self.relay} | {f"lane {name}": rate for name, rate in sorted(self.lanes.items())}
+        return ", ".join(f"{name}: {rate}" for name, rate in given.items() if rate is not None)
+
     def of(self, line: Ready) -> list[Limit]:
         """Those that hold for a line. Its campaign's own has no share for urgent mail: all of it is alike."""
         shared = {"all mail": self.relay, f"lane {line.name}": self.lanes.get(line.name)}
@@ -169,6 +173,10 @@ class Outlook:
     def opens_in(self) -> timedelta | None:
         """When the first of those that wait may go on; None: none waits."""
         return min((wait.opens_in for wait in self.waiting.values()), default=None)
+
+    def waits_of(self, campaign_id: int) -> list[Wait]:
+        """Why lines of a campaign wait."""
+        return [wait for (one, _), wait in self.waiting.items() if one == campaign_id]
 
     @property
     def soon(self) -> bool:

@@ -253,6 +253,20 @@ def mailing(house: House, ledger_url: str) -> Iterator[Mailing]:
 
 
 @pytest.fixture
+def lane(house: House) -> None:
+    """Everybody is in a lane that lets two through."""
+    house.monkeypatch.setenv("MAINTD_LANE_BIG", "2/day example.org")
+
+
+@pytest.fixture
+def limited(lane: None, mailing: Mailing, house: House) -> Mailing:
+    """The campaign sent as far as that goes."""
+    mailing.send()
+    assert len(house.mailbox) == 2
+    return mailing
+
+
+@pytest.fixture
 def doubtful(mailing: Mailing, house: House) -> Mailing:
     """The campaign sent and finished, but the relay took Ada's mail and was never heard to say so."""
     house.misbehaviour.at_dot[ADA] = [TAKEN_UNANSWERED]
@@ -401,6 +415,16 @@ class TestCampaigns:
     def test_a_finished_campaign_owns_up_to_its_doubts(self, house: House, doubtful: Mailing) -> None:
         assert "finished, 1 uncertain" in house.done("campaigns").out
         assert "finished, 1 uncertain" in house.done("campaigns", "show", str(doubtful.id)).out
+
+    def test_one_that_a_limit_holds_back_says_which_and_for_how_long(
+        self, house: House, limited: Mailing
+    ) -> None:
+        (held_back,) = house.done("campaigns", "show", "hello/ever", "--json").json["held_back"]
+        assert held_back["why"] == "lane big: 2/day"
+        assert 20 * 3600 < held_back["opens_in"] <= 27 * 3600
+        assert "lane big: 2/day, for 1 day" in house.done("campaigns", "show", "hello/ever").out
+        (found,) = [one for one in house.maintd("check", "--json").json if one["what"] == "limits"]
+        assert found["detail"].startswith("lane big: 2/day; hello/ever waits 1 day")
 
     def test_one_that_does_not_exist_is_an_error_of_the_command_line(
         self, house: House, mailing: Mailing
