@@ -82,10 +82,11 @@ def check(
             return [files]
         sources = {name: _check_source(name, runtime) for name in sorted(settings.source_urls)}
         unusable = {name for name, found in sources.items() if found.verdict is not Verdict.OK}
+        ledger = _look("ledger", lambda: _ledger(runtime), cure="")
         return [
             files,
             _look("state directory", lambda: _state_dir(settings), cure=""),
-            _look("ledger", lambda: _ledger(runtime), cure=""),
+            ledger,
             _look(
                 "redis",
                 lambda: _redis(settings, embedded_server),
@@ -93,7 +94,7 @@ def check(
             ),
             *sources.values(),
             *_check_relays(settings),
-            *_check_limits(runtime),
+            *_check_limits(runtime, usable=ledger.verdict is Verdict.OK),
             *_check_jobs(prepared, runtime, unusable=unusable),
         ]
 
@@ -205,17 +206,25 @@ def _greet(relay: Relay, settings: Settings) -> str:
     return relay.where + (" as " + relay.username if relay.username else "")
 
 
-def _check_limits(runtime: Runtime) -> Iterator[Checked]:
-    """The limits that are set, and whom they keep waiting; a ledger that does not tell was looked at already."""
+def _check_limits(runtime: Runtime, *, usable: bool) -> Iterator[Checked]:
+    """The limits that are set, and whom they keep waiting, if the ledger is usable and tells."""
+    set_here = str(limits_of(runtime.settings))
+
+    def find() -> str:
+        return "; ".join(filter(None, [set_here, *(_held_back(runtime) if usable else ())]))
+
+    found = _look("limits", find, cure="")
+    if found.detail:
+        yield found
+
+
+def _held_back(runtime: Runtime) -> Iterator[str]:
     limits, now = limits_of(runtime.settings), runtime.clock.now()
-    found = [str(limits)]
-    with contextlib.suppress(MaintdError, DBAPIError), runtime.ledger.read() as connection:
+    with runtime.ledger.read() as connection:
         for urgent in (True, False):
             for (campaign_id, _), wait in look(connection, limits, urgent=urgent, now=now).waiting.items():
                 name = campaigns.get(connection, campaign_id).name
-                found.append(f"{name} waits {format_duration(wait.opens_in)} for {wait.why}")
-    if any(found):
-        yield Checked(what="limits", verdict=Verdict.OK, detail="; ".join(filter(None, found)))
+                yield f"{name} waits {format_duration(wait.opens_in)} for {wait.why}"
 
 
 def _check_jobs(
