@@ -26,3 +26,11 @@ def test_a_connection_gets_one_message_at_least_and_never_more_than_is_allowed(
     for seconds in took:
         pace.took(seconds)
         assert 1 <= pace.depth <= most
+
+
+def test_a_window_whose_tokens_run_out_sooner_is_shorter() -> None:
+    pace, depths = Pace(most=32), []
+    for seconds in (0.05, 0.15, 0.3):
+        pace.took(seconds, of_s=0.2)
+        depths.append(pace.depth)
+    assert depths == [8, 8, 4]
