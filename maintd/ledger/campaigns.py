@@ -113,8 +113,17 @@ def named(connection: Connection, name: str) -> Campaign:
 
 def lock(connection: Connection, campaign_id: int) -> Campaign:
     """The campaign, which must exist, as it is and stays until the transaction ends."""
-    connection.execute(sa.select(campaigns.c.id).where(campaigns.c.id == campaign_id).with_for_update())
+    lock_row(connection, campaign_id)
     return get(connection, campaign_id)
+
+
+def lock_row(connection: Connection, campaign_id: int) -> None:
+    """Keeps others from changing a campaign until the transaction ends, but not from referring to it.
+
+    Whoever cuts a batch refers to it while holding a line, for which others wait who hold the campaign.
+    """
+    row = sa.select(campaigns.c.id).where(campaigns.c.id == campaign_id)
+    connection.execute(row.with_for_update(key_share=True))
 
 
 def create(connection: Connection, values: Mapping[str, Any]) -> int:
@@ -201,7 +210,7 @@ def finish_if_done(connection: Connection, campaign_id: int, *, now: datetime) -
 
     The campaign's row is locked first: a deferral that is being put back into the line moves the same row.
     """
-    connection.execute(sa.select(campaigns.c.id).where(campaigns.c.id == campaign_id).with_for_update())
+    lock_row(connection, campaign_id)
     uncut = sa.exists().where(line_rows.c.campaign_id == campaign_id, line_rows.c.cut < line_rows.c.tail)
     open_batch = sa.exists().where(batches.c.campaign_id == campaign_id, batches.c.state == BatchState.OPEN)
     deferred = sa.exists().where(

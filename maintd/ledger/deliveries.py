@@ -285,7 +285,8 @@ def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime,
         How many came back.
     """
     tail = connection.scalars(
-        sa.select(campaigns.c.tail).where(campaigns.c.id == campaign_id).with_for_update()
+        # Not from being referred to: see `campaigns.lock_row`.
+        sa.select(campaigns.c.tail).where(campaigns.c.id == campaign_id).with_for_update(key_share=True)
     ).one()
     due = connection.execute(
         sa.select(deliveries.c.recipient_key, deliveries.c.lane)

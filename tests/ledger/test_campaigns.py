@@ -7,6 +7,7 @@ from maintd.database import Database
 from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Outcome
+from maintd.ledger.engine import open_ledger
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from tests.ledgers import HELLO, MINUTE, NOW, add_campaign, add_run, campaign_of, claim_batch, key_of, race
 
@@ -79,6 +80,23 @@ def test_a_campaign_never_finishes_over_a_deferral_that_comes_back_at_the_same_t
             return False
 
         assert race(2, act) == [False, False]
+
+
+@pytest.mark.parametrize("holder", ["a person", "whoever finishes it", "whoever puts back in line"])
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_a_batch_is_cut_while_somebody_holds_the_campaign(ledger_url: str, holder: str) -> None:
+    ledger = open_ledger(ledger_url, idle_timeout=MINUTE)  # and so nobody waits long for a lock
+    campaign = add_campaign(ledger, recipients=1)
+    with ledger.write() as connection:
+        if holder == "a person":
+            campaigns.lock(connection, campaign.id)
+        elif holder == "whoever finishes it":
+            assert not campaigns.finish_if_done(connection, campaign.id, now=NOW)
+        else:
+            assert deliveries.put_back_in_line(connection, campaign.id, now=NOW, limit=1) == 0
+        # Whoever waits here holds a line, for which the other one may be about to wait.
+        assert claim_batch(ledger, campaign) is not None
+    ledger.dispose()
 
 
 def test_the_instants_of_a_campaign_are_kept_as_it_moves(ledger: Database) -> None:
