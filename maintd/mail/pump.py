@@ -94,9 +94,10 @@ class Pump:
         self._recorder = recorder
         self._pace = Pace(most=settings.depth)
         self._validity = Validity()
-        self._composers: dict[int, Composer] = {}
+        # By the uid of the campaign: a ledger that went back gives its number again.
+        self._composers: dict[str, Composer] = {}
         #: Each from when its campaign last began to send.
-        self._breakers: dict[tuple[int, datetime | None], Breaker] = {}
+        self._breakers: dict[tuple[str, datetime | None], Breaker] = {}
         #: By urgency, the line whose turn was the last.
         self._last: dict[bool, tuple[int, int]] = {}
         #: Batches of which the ledger, away at that moment, has not got all that is known.
@@ -150,7 +151,7 @@ class Pump:
 
     def _forget_what_is_over(self) -> None:
         with self._ledger.read() as connection:
-            sending = {campaign.id: campaign.sending_since for campaign in campaigns.sending(connection)}
+            sending = {campaign.uid: campaign.sending_since for campaign in campaigns.sending(connection)}
         self._composers = {key: self._composers[key] for key in self._composers.keys() & sending.keys()}
         self._breakers = {key: self._breakers[key] for key in self._breakers.keys() & sending.items()}
 
@@ -241,18 +242,18 @@ class Pump:
         return True
 
     def _composer(self, campaign: Campaign) -> Composer:
-        if campaign.id not in self._composers:
+        if campaign.uid not in self._composers:
             with self._ledger.read() as connection:
                 name, files = campaigns.template_files(connection, campaign.template)
-            self._composers[campaign.id] = Composer(
+            self._composers[campaign.uid] = Composer(
                 campaign,
                 Bundle(name=name, files=files),
                 redirect=self._settings.redirect,
             )
-        return self._composers[campaign.id]
+        return self._composers[campaign.uid]
 
     def _breaker(self, campaign: Campaign) -> Breaker:
-        key = (campaign.id, campaign.sending_since)
+        key = (campaign.uid, campaign.sending_since)
         if key not in self._breakers:
             stop_at = CampaignSpec.model_validate(campaign.spec).stop_at
             self._breakers[key] = Breaker(connections=self._sessions.connections, refused=stop_at.refused)
@@ -267,7 +268,7 @@ class Pump:
         pumped: Pumped,
         stopping: Callable[[], bool],
     ) -> None:
-        composer = self._composers[campaign.id]
+        composer = self._composers[campaign.uid]
         held = HeldBatch(
             campaign,
             batch,

@@ -22,7 +22,9 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import BatchState, CampaignState, DeliveryState
 from maintd.ledger.tables import batches as batch_rows
+from maintd.ledger.tables import campaigns as campaign_rows
 from maintd.ledger.tables import deliveries as delivery_rows
+from maintd.ledger.tables import lines as line_rows
 from maintd.mail import control, recover
 from maintd.mail import pump as pumping
 from maintd.mail.allowance import Limits
@@ -495,6 +497,21 @@ def test_redirected_mail_goes_to_one_address_and_still_says_whose_it_is(
     assert arrived(mailbox) == {"staging@acme.example": 3}
     messages = [email.message_from_bytes(path.read_bytes()) for path in mailbox.glob("messages/*.eml")]
     assert {message["To"] for message in messages} == {f"p{number}@example.org" for number in range(3)}
+
+
+def test_a_campaign_with_the_number_of_a_forgotten_one_is_mailed_as_what_it_is(
+    ledger: Database, relay: SinkThread, mailbox: Path, clock: HandClock
+) -> None:
+    campaign, pump = add_campaign(ledger, recipients=1), pump_of(ledger, relay.url, clock)
+    run(pump)
+    with ledger.write() as connection:  # as if an older ledger had been accepted and gone on since
+        another = {"uid": "f" * 32, "edition": "two", "state": CampaignState.SENDING}
+        connection.execute(sa.update(campaign_rows).values(another))
+        connection.execute(sa.update(delivery_rows).values(state=PENDING))
+        connection.execute(sa.update(line_rows).values(cut=0))
+    run(pump)
+    assert tallied(ledger, campaign.id) == {SENT: 1}
+    assert [accepted.campaign for accepted in read_index(mailbox)] == ["hello/one", "hello/two"]
 
 
 def test_without_a_relay_nothing_is_doubtful_and_the_batch_is_left_to_others(
