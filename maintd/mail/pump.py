@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -98,6 +99,8 @@ class Pump:
         self._composers: dict[str, Composer] = {}
         #: Each from when its campaign last began to send.
         self._breakers: dict[tuple[str, datetime | None], Breaker] = {}
+        #: See `Windows`.
+        self._losses: dict[str, Counter[bytes]] = {}
         #: By urgency, the line whose turn was the last.
         self._last: dict[bool, tuple[int, int]] = {}
         #: Batches of which the ledger, away at that moment, has not got all that is known.
@@ -153,6 +156,7 @@ class Pump:
         with self._ledger.read() as connection:
             sending = {campaign.uid: campaign.sending_since for campaign in campaigns.sending(connection)}
         self._composers = {key: self._composers[key] for key in self._composers.keys() & sending.keys()}
+        self._losses = {key: self._losses[key] for key in self._losses.keys() & sending.keys()}
         self._breakers = {key: self._breakers[key] for key in self._breakers.keys() & sending.items()}
 
     def _next(self, passed: Collection[tuple[int, int]]) -> tuple[Ready | None, timedelta | None]:
@@ -289,6 +293,7 @@ class Pump:
             breaker=self._breaker(campaign),
             turn=turn,
             stopping=stopping,
+            losses=self._losses.setdefault(campaign.uid, Counter()),
         )
         if self._recorder is not None:
             self._recorder.begin(batch.id, Binding.of(campaign))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from maintd.clock import Clock
 from maintd.errors import JobFailed, Unavailable
@@ -42,6 +43,7 @@ class Windows:
         breaker: Breaker,
         turn: Turn,
         stopping: Callable[[], bool],
+        losses: Counter[bytes],
     ) -> None:
         """Prepares to send.
 
@@ -54,6 +56,8 @@ class Windows:
             breaker: The campaign's.
             turn: The line's: when it is over, the rest of the batch is left to whoever is next.
             stopping: Whether an orderly stop was asked for: no further dot is written then.
+            losses: The campaign's: how often a connection was lost over a recipient's message in a window of which
+                nothing was taken. That ends the holding of a batch, and its first message may be the cause.
         """
         self._held = held
         self._clock = clock
@@ -61,6 +65,7 @@ class Windows:
         self._sessions = sessions
         self._pace = pace
         self._tries: dict[bytes, int] = {}
+        self._losses = losses
         self._again: list[Delivery] = []
         self._breaker = breaker
         self._turn = turn
@@ -109,7 +114,11 @@ class Windows:
 
     def _check_relay(self) -> None:
         results, self._results = self._results, []
-        if len(results) > 1 and not self._withdrawn and not self._held_back and _nothing_taken(results):
+        if self._withdrawn or not _nothing_taken(results):
+            return
+        if len(results) > 1 or self._held_back:
+            self._losses.update(key for key, tries in self._tries.items() if tries)
+        if len(results) > 1 and not self._held_back:
             said = results[0].detail or results[0].reply
             raise Unavailable(f"the relay takes no message: {said}")
 
@@ -172,13 +181,17 @@ class Windows:
             sending_since=campaign.sending_since or now,
             expires_at=campaign.expires_at,
         )
+        self._tries.pop(delivery.recipient_key, None)
+        if self._losses.pop(delivery.recipient_key, 0) and result.verdict is Verdict.UNSENT:
+            # Or the relay is the cause: the others go first, no more.
+            outcome = replace(outcome, counted=False)
         self._breaker.take(outcome)
         self._held.learn(delivery, outcome)
 
     def _too_often_unsent(self, delivery: Delivery, result: Result) -> bool:
         tries = self._tries.get(delivery.recipient_key, 0) + int(result.tried and not self._withdrawn)
         self._tries[delivery.recipient_key] = tries
-        return tries >= _UNSENT_TRIES
+        return tries + self._losses[delivery.recipient_key] >= _UNSENT_TRIES
 
 
 def _nothing_taken(results: Sequence[Result]) -> bool:

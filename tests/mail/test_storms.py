@@ -112,6 +112,44 @@ def test_a_single_message_that_is_not_wanted_stops_nobody_and_is_given_up_in_the
     assert campaign_of(ledger, campaign.id).state is CampaignState.FINISHED
 
 
+@pytest.mark.parametrize("broken", ["p0@", "@"], ids=["over one message", "over every message"])
+def test_over_a_single_connection_no_message_keeps_the_others_back_for_ever(
+    ledger: Database, mailbox: Path, clock: HandClock, broken: str
+) -> None:
+    campaign = add_campaign(ledger, recipients=6)
+    script = whenever(Step.RCPT, Action(then=Then.DROP), when=lambda moment: broken in moment.line)
+    with SinkThread(mailbox, script=script) as relay:
+        pump = pump_of(ledger, relay.url, clock, connections=1, depth=4)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                run(pump)
+        first = one(ledger, campaign, 0)
+        assert (first.state, first.failure, first.failures) == (DEFERRED, Failure.CONNECT, 0)
+        relay.sink.script = None if broken == "@" else script
+        run(pump)
+        assert tallied(ledger, campaign.id) == {SENT: 5, DEFERRED: 1}
+        relay.sink.script = None
+        clock.turn(2 * MINUTE)
+        put_back(ledger, clock)
+        run(pump)
+    assert checked(ledger, campaign, mailbox).exact
+    assert tallied(ledger, campaign.id) == {SENT: 6}
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)  # the time of a limit is turned by hand
+def test_behind_a_limit_no_message_keeps_the_others_back_for_ever(
+    ledger: Database, mailbox: Path, clock: HandClock
+) -> None:
+    campaign = add_campaign(ledger, recipients=3, spec={"limit": "1/min"})
+    script = whenever(Step.RCPT, Action(then=Then.DROP), when=lambda moment: "p0@" in moment.line)
+    with SinkThread(mailbox, script=script) as relay:
+        pump = pump_of(ledger, relay.url, clock, connections=1, depth=4)
+        for _ in range(5):
+            run(pump)
+            clock.turn(2 * MINUTE)
+    assert tallied(ledger, campaign.id) == {SENT: 2, DEFERRED: 1}
+
+
 def test_a_relay_that_leaves_too_many_doubts_pauses_the_campaign(
     ledger: Database, mailbox: Path, clock: HandClock
 ) -> None:
