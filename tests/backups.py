@@ -43,6 +43,14 @@ class Backups:
         live = str(self._url.database)
         self._administer(f'DROP DATABASE "{live}" WITH (FORCE)', *_copy(name, live))
 
+    def restore_in_place(self, name: str) -> None:
+        """Puts a copy into the file of a SQLite ledger under its locks: connections see it with their next transaction."""
+        with (
+            closing(sqlite3.connect(self._directory / name)) as copy,
+            closing(sqlite3.connect(str(self._url.database), timeout=30)) as live,
+        ):
+            copy.backup(live)
+
     def _administer(self, *statements: str) -> None:
         admin = self._url.set(drivername="postgresql+psycopg", database="postgres")
         engine = sa.create_engine(admin, isolation_level="AUTOCOMMIT")

@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -146,3 +147,16 @@ def test_a_driver_that_is_missing_is_named_with_the_cure(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(Problems, match=r"pip install 'maintd\[postgres\]'"):
         Database("postgresql://nobody@127.0.0.1/x", name="ledger")
+
+
+def test_a_file_that_is_put_in_the_place_of_a_database_is_the_database_from_then_on(tmp_path: Path) -> None:
+    live, other = (Database(f"sqlite:///{tmp_path / name}", name=name) for name in ("live", "other"))
+    for number, database in enumerate((live, other)):
+        with database.write() as connection:
+            connection.exec_driver_sql("CREATE TABLE row (value INTEGER NOT NULL)")
+            connection.exec_driver_sql(f"INSERT INTO row VALUES ({number})")
+    other.dispose()
+    (tmp_path / "other").rename(tmp_path / "live")
+    with live.read() as connection:
+        assert connection.exec_driver_sql("SELECT value FROM row").scalar_one() == 1
+    live.dispose()

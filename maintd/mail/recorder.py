@@ -64,8 +64,8 @@ def this_machine() -> str:
 class Recorder:
     """One process's recorder. Use it from one thread.
 
-    A batch names the recorder when it is claimed, by `name`: call `roll` before a claim, `begin` right after it, and
-    `settled` when the ledger has all that is known of the batch.
+    A batch names the recorder when it is claimed, by `name`: call `roll` before a claim, `begin` right after it,
+    `settled` when the ledger has all that is known of the batch, and `rest` when there is nothing to mail.
     """
 
     def __init__(self, new_file: Callable[[str], _File], *, uid: str, clock: Clock) -> None:
@@ -74,6 +74,7 @@ class Recorder:
         #: What the batches that are claimed from now on name.
         self.name = uid
         self._file: _File | None = new_file(uid)
+        self._rests = False
         self._open: set[int] = set()
         #: Batches of which nothing is written yet, not even whose they are.
         self._blank: dict[int, Binding] = {}
@@ -126,8 +127,8 @@ class Recorder:
         Raises:
             RecorderFailed: Nothing was written; the dot must not be either.
         """
-        self._open.add(batch_id)
         file = self._writing
+        self._open.add(batch_id)
         if batch_id in self._blank:
             file.append(*batch_bytes(batch_id, self._blank[batch_id], after=file.crc))
             del self._blank[batch_id]
@@ -144,8 +145,9 @@ class Recorder:
             RecorderFailed: Nothing was written. What was read stands all the same and belongs in the ledger.
             ValueError: The outcome is not a fact.
         """
+        file = self._writing
         self._open.add(batch_id)
-        self._writing.append(*reply_bytes(batch_id, outcome, after=self._writing.crc))
+        file.append(*reply_bytes(batch_id, outcome, after=file.crc))
 
     def settled(self, batch_id: int) -> None:
         """The ledger has, in a commit, all that is known of a batch, and this process holds it no longer."""
@@ -153,41 +155,48 @@ class Recorder:
         self._blank.pop(batch_id, None)
 
     def roll(self, *, uid: str, at: int = ROLL_AT) -> None:
-        """Starts a new file under a new name if it rests, or if the ledger has everything of a file that is done with.
+        """Goes on after a rest, or starts a new file if the ledger has everything of one that is done with.
 
-        Never the same file again: a batch that still names the old one finds it gone, which proves nothing.
+        A new file has a new name: a batch that still names one that was put away finds it gone, which proves nothing.
 
         Args:
             uid: Of the new file.
             at: Bytes from which on a file is done with; a broken one always is.
 
         Raises:
-            RecorderFailed: The new file cannot be written; the old one, if there is one, is still in use.
+            RecorderFailed: The new file cannot be written; the old one, if it is still ours, is still in use.
         """
-        old = self._file
-        if old is not None and (self._open or not (old.size >= at or old.broken)):
+        if self._open:
             return
-        self._file, self.name = self._new_file(uid), uid
-        if old is not None:
-            old.settle(now=self._clock.now())
+        if self._file is not None and not self._file.lock():
+            self._file.close()  # somebody reads it, or has read it and put it away
+            self._file = None
+        self._rests = False
+        old = self._file
+        if old is None or old.size >= at or old.broken:
+            self._file, self.name = self._new_file(uid), uid
+            if old is not None:
+                old.settle(now=self._clock.now())
 
     def rest(self) -> None:
-        """Lets its file go, unless a batch is open: who does not mail keeps nobody from reading it."""
-        if not self._open:
-            self.close()
+        """Lets others have its file, unless a batch is open: who does not mail keeps nobody from reading it."""
+        if self._file is not None and not self._open:
+            self._file.unlock()
+            self._rests = True
 
     def close(self) -> None:
         """Lets its file go. If a batch is open it is left for a successor to settle that from it."""
         file, self._file = self._file, None
-        if file is not None and self._open:
-            file.close()
-        elif file is not None:
-            file.settle(now=self._clock.now())
+        if file is not None:
+            if self._open or not file.lock():
+                file.close()
+            else:
+                file.settle(now=self._clock.now())
 
     @property
     def _writing(self) -> _File:
-        if self._file is None:
-            raise RecorderFailed("the flight recorder rests: nothing is mailed before it has begun anew")
+        if self._file is None or self._rests:
+            raise RecorderFailed("the flight recorder rests: nothing is mailed before it goes on")
         return self._file
 
 
@@ -237,6 +246,18 @@ class _File:
             else:
                 put_away(self.path, damaged=self.broken, now=now)
         self.close()
+
+    def lock(self) -> bool:
+        """Makes sure that it is held and is what its name says; False when somebody else has it or had it."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self.fd), self.path.stat())
+        except OSError:
+            return False
+
+    def unlock(self) -> None:
+        """Lets others have it for a while."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Lets the lock go; nothing can be written any more."""

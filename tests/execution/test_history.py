@@ -369,3 +369,21 @@ def test_while_the_ledger_is_held_nothing_begins_and_afterwards_it_does(
         accept(runtime)
         worker.work(Queue.MAIL_BULK)
     assert relay.sink.accepted == 6
+
+
+def test_facts_about_a_campaign_that_was_forgotten_go_to_nobody_elses(
+    runtime: Runtime, backups: Backups
+) -> None:
+    """A sender stood still while the ledger was restored and accepted; the number of its campaign is another's now."""
+    backup = backups.take()
+    holder, recorder = hold_batch(runtime, add_campaign(runtime.ledger, recipients=2, job="older"))
+    window = holder.load()
+    holder.mark(window)
+    holder.learn(window[0], outcome(window[0]))
+    recorder.close()
+    backups.restore(backup)
+    accept(runtime)
+    newer = add_campaign(runtime.ledger, recipients=2, job="newer")
+    assert newer.id == holder.campaign.id
+    holder.leave()
+    assert tallied(runtime.ledger, newer.id) == {PENDING: 2}

@@ -313,7 +313,7 @@ def test_what_was_put_away_is_kept_for_its_time(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {f"young{DONE}", f"young{DAMAGED}", "orphan.rec"}
 
 
-def test_a_recorder_that_rests_leaves_its_file_to_be_read_and_begins_anew(
+def test_a_recorder_that_rests_leaves_its_file_to_be_read_and_goes_on(
     tmp_path: Path, recorder: Recorder
 ) -> None:
     recorder.begin(BATCH, BINDING)
@@ -323,12 +323,30 @@ def test_a_recorder_that_rests_leaves_its_file_to_be_read_and_begins_anew(
         assert early is None, "a batch is open"
     recorder.settled(BATCH)
     recorder.rest()
-    assert [path.suffix for path in tmp_path.iterdir()] == [DONE]
     with pytest.raises(RecorderFailed, match="rests"):
         recorder.intend(OTHER_BATCH, BEN)
-    recorder.roll(uid="next")
+    recorder.roll(uid="unused")
     recorder.intend(OTHER_BATCH, BEN)
-    assert recorder.name == "next"
+    assert recorder.name == UID
+    assert found_in(recording_path(tmp_path, UID).read_bytes())[1]
+
+
+def test_a_recorder_whose_file_was_put_away_while_it_rested_begins_another(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    recorder.rest()
+    for orphan in orphans(tmp_path):
+        recorder.roll(uid="second")  # somebody reads the first
+        recorder.rest()
+        orphan.put_away(now=NOW)
+    recorder.roll(uid="third")
+    assert recorder.name == "second"
+    recorder.rest()
+    for orphan in orphans(tmp_path):
+        orphan.put_away(now=NOW)
+    recorder.roll(uid="third")
+    recorder.intend(BATCH, ANN)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{UID}{DONE}", f"second{DONE}", "third.rec"}
 
 
 def test_a_damaged_orphan_is_put_away_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
