@@ -44,7 +44,7 @@ class Backups:
         self._administer(f'DROP DATABASE "{live}" WITH (FORCE)', *_copy(name, live))
 
     def restore_in_place(self, name: str) -> None:
-        """Puts a copy into the file of a SQLite ledger under its locks: connections see it with their next transaction."""
+        """Puts a copy into the file of a SQLite ledger, under its locks; connections see it next time."""
         with (
             closing(sqlite3.connect(self._directory / name)) as copy,
             closing(sqlite3.connect(str(self._url.database), timeout=30)) as live,
@@ -61,6 +61,10 @@ class Backups:
 
 
 def _copy(name: str, to: str) -> list[str]:
-    # A database with connections cannot be copied; whoever had one opens another.
-    end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-    return [end, f'CREATE DATABASE "{to}" TEMPLATE "{name}"']
+    # A database with connections cannot be copied; whoever had one opens another afterwards.
+    return [
+        f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false',
+        f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'",
+        f'CREATE DATABASE "{to}" TEMPLATE "{name}"',
+        f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true',
+    ]

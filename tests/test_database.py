@@ -151,8 +151,8 @@ def test_a_driver_that_is_missing_is_named_with_the_cure(monkeypatch: pytest.Mon
 
 def test_a_file_that_is_put_in_the_place_of_a_database_is_the_database_from_then_on(tmp_path: Path) -> None:
     live, other = (Database(f"sqlite:///{tmp_path / name}", name=name) for name in ("live", "other"))
-    for number, database in enumerate((live, other)):
-        with database.write() as connection:
+    for number, one in enumerate((live, other)):
+        with one.write() as connection:
             connection.exec_driver_sql("CREATE TABLE row (value INTEGER NOT NULL)")
             connection.exec_driver_sql(f"INSERT INTO row VALUES ({number})")
     other.dispose()

@@ -20,7 +20,7 @@ from redbeat.schedulers import RedBeatScheduler, RedBeatSchedulerEntry
 from maintd.clock import new_token
 from maintd.errors import ClaimLost, Unavailable
 from maintd.execution.kinds import queue_of
-from maintd.execution.queues import Queue
+from maintd.execution.queues import MAIL_QUEUES, Queue
 from maintd.execution.reconcile import Reconciler
 from maintd.execution.runtime import Runtime
 from maintd.execution.wake import Wake
@@ -120,6 +120,9 @@ class LedgerScheduler(RedBeatScheduler):
         except LedgerHeld as error:
             self._leadership.progressed()  # whoever leads goes on leading: another one could do no more
             self._say(str(error))
+            # A sender that sleeps with a batch in its hands finds out only when it is woken.
+            if self._leadership.held() and self._is_time():
+                self._wake(MAIL_QUEUES)
             return float(self.max_interval)
         except Unavailable as error:
             self._say(str(error))
@@ -169,15 +172,20 @@ class LedgerScheduler(RedBeatScheduler):
         self._wake(Queue(name) for name in fired.queues)
 
     def _reconcile_in_turn(self, *, now: datetime) -> None:
-        every_s = self._runtime.settings.reconcile.total_seconds()
-        now_s = self._runtime.clock.monotonic_s()
-        if self._reconciled_s is not None and now_s - self._reconciled_s < every_s:
+        if not self._is_time():
             return
-        self._reconciled_s = now_s
         with self._runtime.ledger.read() as connection:
             due = jobs.due(connection, now=now, limit=_MOST_DUE)
         self._fire(due, now=now)
         self._wake(self._reconciler.run_once().queues)
+
+    def _is_time(self) -> bool:
+        every_s = self._runtime.settings.reconcile.total_seconds()
+        now_s = self._runtime.clock.monotonic_s()
+        if self._reconciled_s is not None and now_s - self._reconciled_s < every_s:
+            return False
+        self._reconciled_s = now_s
+        return True
 
     def _until_next(self, *, now: datetime) -> float:
         next_s = self._keyspace.next_due()

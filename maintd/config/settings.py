@@ -180,6 +180,10 @@ class Settings(BaseModel):
     """When Redis delivers a wake-up message again that nobody acknowledged; longer than the lease, and longer than the
     wake budget and `MAINTD_SMTP_DOT_TIMEOUT` together."""
 
+    keep: Duration = timedelta(days=400)
+    """How long runs and mailings that are over are kept, with their deliveries. The newest of each job stays, and so
+    does a mailing that is `once_per = "ever"`."""
+
     statement_timeout: Duration = timedelta(minutes=5)
     """No SQL statement runs longer; on SQLite no single fetch of its rows either."""
 

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from maintd.execution import mailings, pipelines
 from maintd.execution.liveness import Pulse, Watch
 from maintd.execution.queues import Queue, queues_with_mail
+from maintd.execution.retention import Retention
 from maintd.execution.runtime import Runtime, limits_of
 from maintd.execution.worker import scene_of
 from maintd.ledger import batches, campaigns, jobs, runs
@@ -49,6 +50,7 @@ class Reconciler:
         self._runtime = runtime
         self._runs = Watch(lease=runtime.settings.lease)
         self._batches = Watch(lease=runtime.settings.lease)
+        self._retention = Retention(runtime.ledger, keep=runtime.settings.keep, clock=runtime.clock)
 
     def run_once(self) -> Reconciled:
         """One pass.
@@ -66,6 +68,7 @@ class Reconciler:
             recover.settle_cancelled(connection, now=now, limit=_BATCH_CHUNK)
             self._end_what_is_done(connection)
         mailings.conclude(ledger, now=now)
+        self._retention.run_once()
         with ledger.read() as connection:
             # A queue that only a newer version knows is for workers of that version.
             known = {Queue(name) for name in runs.due_queues(connection, now=now) if name in frozenset(Queue)}

@@ -69,6 +69,8 @@ class Worker:
         self._recorder: Recorder | None = None
         self._pump: Pump | None = None
         self._patience = Patience(runtime.clock)
+        #: Why the ledger is held, as it was logged.
+        self._held: str | None = None
         #: Why no mail goes out, as the ledger was told; "" until it was told anything.
         self._told: str | None = ""
 
@@ -83,9 +85,12 @@ class Worker:
         """
         try:
             self.runtime.timeline.look()
+            self._held = None
             return self._work(queue)
         except LedgerHeld as held:
-            logger.warning("%s", held, extra={"queue": queue})
+            if held.reason != self._held:
+                logger.warning("%s", held)
+            self._held = held.reason
             self._stop_mailing()
             return set()
 
