@@ -32,6 +32,7 @@ from maintd.mail.replay import Replayed, StillMailing
 from maintd.scheduling.occurrences import fire
 from maintd.smtp.mailbox import read_index
 from tests.backups import Backups
+from tests.execution.surroundings import drain
 from tests.ledgers import NOW, add_campaign, add_job, add_run, campaign_of, run_of, tallied
 from tests.sinks import SinkThread
 
@@ -360,6 +361,7 @@ def test_while_the_ledger_is_held_nothing_begins_and_afterwards_it_does(
             worker.ready_to_mail,
             Reconciler(runtime).run_once,
             lambda: trigger("tidy", runtime),
+            lambda: drain(runtime),
             lambda: fire(runtime.timeline, ["tidy"], now=NOW, queue_of=lambda _: "maintenance"),
         ):
             with pytest.raises(LedgerHeld, match="a drill"):
