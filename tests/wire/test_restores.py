@@ -21,14 +21,15 @@ def test_a_ledger_put_back_beneath_everybody_stops_the_mail_until_it_is_accepted
 ) -> None:
     url = str(request.getfixturevalue(f"{kind}_url"))
     with SinkThread(tmp_path / "mailbox", store=False) as sink:
-        site = Site(tmp_path, ledger_url=url, smtp_url=sink.url, people=300)
+        site = Site(tmp_path, ledger_url=url, smtp_url=sink.url, people=1000)
         backups = Backups(url, tmp_path)
         put_back = backups.restore_in_place if kind == "sqlite" else backups.restore
         with site.up():
             run_id = api.trigger("newsletter", settings=site.settings)
             until(lambda: sink.sink.accepted >= 60, what="some mail")
             backup = backups.take()
-            until(lambda: sink.sink.accepted >= 150, what="more mail")
+            enough = sink.sink.accepted + 2 * site.settings.mail_batch
+            until(lambda: sink.sink.accepted >= enough, what="mail of a batch that the backup does not have")
             put_back(backup)
             until(lambda: "the ledger is held: it went back" in site.log("up"), what="that it is noticed")
             accepted = until(
