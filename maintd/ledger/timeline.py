@@ -128,8 +128,7 @@ class Timeline:
             moved = move(connection)
             if moved.held is not None:
                 raise LedgerHeld(moved.held)
-        if self._witness is not None:
-            self._witness.advance(moved.point)
+        self._remember(moved.point)
 
     def look(self) -> None:
         """Looks whether anything may happen outside, and remembers how far the ledger has come.
@@ -143,8 +142,8 @@ class Timeline:
             with self._ledger.read() as connection:
                 found = standing(connection)
             self._check(found, seen)
-        if self._witness is not None and (seen is None or seen.is_before(found.point)):
-            self._witness.advance(found.point)
+        if seen is None or seen.is_before(found.point):
+            self._remember(found.point)
 
     def trouble(self) -> str | None:
         """Why nothing may happen outside; None when all is well. Nothing is written anywhere.
@@ -182,6 +181,13 @@ class Timeline:
         if self._witness is not None:
             self._witness.accept(point)
         return point
+
+    def _remember(self, point: Point) -> None:
+        try:
+            if self._witness is not None:
+                self._witness.advance(point)
+        except WitnessDamaged as damaged:
+            raise Unavailable(str(damaged)) from damaged  # the next look finds the same, and holds the ledger
 
     def _epoch_seen(self) -> int:
         try:

@@ -32,7 +32,8 @@ SOON = timedelta(seconds=5)
 _MICROSECOND = timedelta(microseconds=1)
 #: How long a window's tokens are good for at least. A second's limit is used to four fifths with it.
 _SHORTEST_S = 0.2
-_LONGEST_S = 8.0
+#: As long as a relay may take to answer MAIL, RCPT and DATA (RFC 5321 §4.5.3.2): a message gets out of the slowest.
+_LONGEST_S = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
