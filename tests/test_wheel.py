@@ -105,7 +105,7 @@ def test_the_wheel_does_its_work_with_nothing_but_what_it_asks_for(wheel: Path, 
             capture_output=True,
             text=True,
             check=False,
-            timeout=90,
+            timeout=240,
         )
 
     assert run("migrate").returncode == 0

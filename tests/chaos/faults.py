@@ -125,7 +125,14 @@ def _freeze(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     yield
     time.sleep(LEASE_S + blow.away_s)
     if pid is not None:
+        _await_judgement(theatre, pid)
         send(pid, signal.SIGCONT)
+
+
+def _await_judgement(theatre: Theatre, pid: int) -> None:
+    """Waits until a process holds nothing: in vain if the judge is struck too, or if it was stopped in a commit."""
+    with contextlib.suppress(AssertionError):
+        until(lambda: pid not in theatre.holders(), what="a judgement", within_s=20)
 
 
 @contextlib.contextmanager
