@@ -52,12 +52,22 @@ class SessionPool:
         await self._fill(min(max(wanted, len(self._open())), self._connections))
         for route in self._routes:
             route.probe()
-        ready = self._open()
-        if not ready:
+        if not self._open():
             raise Unavailable("; ".join(route.said for route in self._routes if route.said))
         for route in self._routes:
             route.report()
-        return ready[: min(wanted, self._connections)]
+        return self._some(min(wanted, self._connections))
+
+    def _some(self, count: int) -> list[Connection]:
+        """So many of the open ones, by weight: a window that is too small for all of them has no favourites."""
+        counts = shares(
+            count,
+            weights=[route.relay.weight or 1 for route in self._routes],
+            limits=[len(route.connections) for route in self._routes],
+            start=self._draw(),
+        )
+        taken = zip(self._routes, counts, strict=True)
+        return [connection for route, share in taken for connection in route.connections[:share]]
 
     async def aclose(self) -> None:
         """Says goodbye on every connection."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
@@ -117,6 +118,21 @@ def test_a_single_message_goes_by_the_draw(start: float, accepted: tuple[int, in
         ):
             await send(pool, 1)
             assert (large.accepted, small.accepted) == accepted
+
+    run(main())
+
+
+def test_windows_too_small_for_all_connections_go_by_weight_too() -> None:
+    async def main() -> None:
+        async with doors(None, None) as (one, other):
+            draws = itertools.cycle([0.1, 0.3, 0.6, 0.9])
+            manner = Manner(timeouts=PATIENT, hello=HELLO, clock=HandClock(), draw=lambda: next(draws))
+            relays = [one.relay(weight=3), other.relay(weight=1)]
+            async with contextlib.aclosing(SessionPool(relays, connections=4, manner=manner)) as pool:
+                await send(pool, 4)
+                for _ in range(40):
+                    await send(pool, 1)
+            assert (one.accepted, other.accepted) == (3 + 30, 1 + 10)
 
     run(main())
 
