@@ -17,6 +17,7 @@ from maintd.execution.queues import mail_queue
 from maintd.execution.runtime import limits_of
 from maintd.ledger import campaigns as ledger_campaigns
 from maintd.ledger import deliveries as ledger_deliveries
+from maintd.ledger import jobs
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail import control
@@ -37,7 +38,7 @@ def campaigns() -> None:
     """
 
 
-@campaigns.command("list", exits={69: LEDGER_AWAY})
+@campaigns.command("list", exits={64: "there is no such job and it never mailed", 69: LEDGER_AWAY})
 @click.argument("job", required=False)
 @limit_option(20)
 @json_option
@@ -52,6 +53,8 @@ def list_campaigns(context: Context, *, job: str | None, limit: int, as_json: bo
         found = [
             _summary(connection, one) for one in ledger_campaigns.latest(connection, job=job, limit=limit)
         ]
+        if job is not None and not found:
+            jobs.require(connection, job)
     if as_json:
         print_json(found)
         return
@@ -92,7 +95,9 @@ def show_campaign(context: Context, *, name: str, as_json: bool) -> None:
         "state": _state_of(summary),
         **summary["deliveries"],
         **details,
-        "held back": "; ".join(f"{wait.why}, for {format_duration(wait.opens_in)}" for wait in waits),
+        "held back": "; ".join(
+            dict.fromkeys(f"{wait.why}, for {format_duration(wait.opens_in)}" for wait in waits)
+        ),
     }
     print_pairs({name: value for name, value in shown.items() if name not in ("deliveries", "spec")})
 

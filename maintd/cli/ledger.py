@@ -17,7 +17,7 @@ from maintd.ledger.witness import Point
 from maintd.mail.replay import Replayed
 
 _TELL_EVERY = 10
-_CANNOT = "it is not held, or a mail process of this host still runs"
+_CANNOT = "it is not held, or a mail process of this host has not let its flight recorder go yet"
 _ON_SEVERAL_HOSTS = (
     "if other hosts have mailed too, run `maintd ledger replay` on each of them first: "
     "what they sent is known only there"

@@ -77,4 +77,5 @@ def write_new(files: Mapping[str, str], *, into: Path) -> None:
 def _commented(doc: SettingDoc) -> str:
     about = textwrap.fill(doc.description, width=116) + f"\nDefault: {doc.default_text}"
     value = _EXAMPLES.get(doc.name, doc.default_text)
-    return f"\n{textwrap.indent(about, '# ')}\n#{doc.name.replace('<NAME>', 'APP')}={value}\n"
+    name = doc.name.replace("LANE_<NAME>", "LANE_GMAIL").replace("<NAME>", "APP")
+    return f"\n{textwrap.indent(about, '# ')}\n#{name}={value}\n"

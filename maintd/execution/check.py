@@ -79,7 +79,7 @@ def check(
     with contextlib.closing(runtime):
         files, prepared = _check_files(settings)
         if offline:
-            return [files]
+            return [files, _look("relays", lambda: f"{len(relays_of(settings))} named", cure="")]
         sources = {name: _check_source(name, runtime) for name in sorted(settings.source_urls)}
         unusable = {name for name, found in sources.items() if found.verdict is not Verdict.OK}
         ledger = _look("ledger", lambda: _ledger(runtime), cure="")

@@ -220,6 +220,8 @@ def test_offline_no_service_is_needed(small_project: Project) -> None:
     broken = small_project.maintd("check", "--offline")
     assert broken.code == 1
     assert "body.html" in broken.err
+    small_project.maintd.environ["MAINTD_SMTP_URL"] = "smtp://127.0.0.1:1?wieght=3"
+    assert "MAINTD_SMTP_URL" in small_project.maintd("check", "--offline").err
 
 
 def test_check_tells_of_wrong_settings_like_of_anything_else(small_project: Project) -> None:
