@@ -236,9 +236,10 @@ def _restore_ledger(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
             toll.blame(pid, Cause.KILLED, at=theatre.now())
         theatre.cast.kill_everybody()
         theatre.restore_ledger()
+        went_back = theatre.went_back()
         theatre.cast.play()
-        until(lambda: theatre.is_held() or theatre.is_over(), what="that the ledger is held", within_s=90)
-        if theatre.is_held():
+        if went_back:
+            until(theatre.is_held, what="that the ledger is held", within_s=90)
             toll.held += 1
             _accept(theatre, toll)
         theatre.cast.play()

@@ -20,6 +20,7 @@ from maintd.ledger.deliveries import Delivery
 from maintd.ledger.engine import open_ledger
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, is_final
+from maintd.ledger.witness import Witness
 from maintd.supervise.up import apply_files
 from tests.chaos.altered import World
 from tests.chaos.cast import Cast, Part
@@ -151,6 +152,13 @@ class Theatre:
     @property
     def _copy(self) -> Path:
         return self.site.directory / "copy.db"
+
+    def went_back(self) -> bool:
+        """Whether some host has seen the ledger further than it stands; not if nothing has gone out since the copy."""
+        with self.ledger.read() as connection:
+            point = timeline.standing(connection).point
+        seen = [Witness(state / "witness").seen() for state in self.states]
+        return any(one is not None and point.is_before(one) for one in seen)
 
     def is_held(self) -> bool:
         """Whether the ledger waits to be accepted."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -109,7 +110,9 @@ class Site:
         self.environ |= given or {}
         migrate(ledger_url)
         self.settings: Settings = load_settings(environ=self.environ, env_file=None)
-        self.runtime: Runtime = open_runtime(self.settings, clock=SystemClock())
+        # As a spectator it has time: the short lease would end its transactions on a busy machine.
+        patient = self.settings.model_copy(update={"lease": timedelta(minutes=1)})
+        self.runtime: Runtime = open_runtime(patient, clock=SystemClock())
 
     def _fill(self, url: str) -> None:
         database = Database(url, name="source app")
