@@ -38,7 +38,8 @@ from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
-from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.states import CampaignState, DeliveryState, RunState
+from maintd.ledger.tables import runs
 from maintd.mail import control
 from maintd.mail.held import HeldBatch, Pumped
 
@@ -276,6 +277,8 @@ def _end_every_campaign(ledger: Database) -> None:
     with ledger.write() as connection:
         for campaign in campaigns.sending(connection):
             campaigns.move(connection, campaign.id, to=CampaignState.FINISHED, now=CLOCK.now())
+        # Those that have ended are counted once more for their runs, if these have not been told yet.
+        connection.execute(sa.update(runs).values(state=RunState.SUCCEEDED))
 
 
 def _waits_beside(
