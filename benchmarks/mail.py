@@ -83,11 +83,11 @@ def main() -> None:
     parser.add_argument("--million", action="store_true", help="memory with a million recipients, too")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     given = parser.parse_args()
-    plan, busy, began_s = QUICK if given.quick else WHOLE, os.getloadavg()[0], time.monotonic()
+    plan, load, began_s = QUICK if given.quick else WHOLE, os.getloadavg()[0], time.monotonic()
     lines = list(measure(plan, sizes=(*plan.sizes, *([1_000_000] if given.million else []))))
     with postgresql() as url:
         server = version_of(url)
-    lines[2:2] = [*surroundings(took_s=time.monotonic() - began_s, busy=busy, postgresql=server), ""]
+    lines[2:2] = [*surroundings(took_s=time.monotonic() - began_s, load=load, postgresql=server), ""]
     Console().print(Markdown("\n".join(lines)))
     if given.write:
         write_section("mail", lines)

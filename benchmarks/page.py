@@ -47,16 +47,16 @@ def version_of(postgresql_url: str) -> str:
     return version.split()[0]
 
 
-def surroundings(*, took_s: float, busy: float, postgresql: str) -> list[str]:
+def surroundings(*, took_s: float, load: float, postgresql: str) -> list[str]:
     """When, on what and beside what it was measured.
 
     Args:
         took_s: How long the whole run took.
-        busy: The load of the machine before it began: processes that wanted to run, as a mean of one minute.
+        load: Of the machine before it began: processes that wanted to run, as a mean of one minute.
         postgresql: Its version.
     """
     libraries = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
-    beside = "nothing else ran" if busy < 0.5 else f"other work kept {busy:.1f} processes busy when it began"
+    beside = f"the load of the machine was {load:.1f} before and {os.getloadavg()[0]:.1f} at the end"
     command = " ".join(["python", "-m", _module(), *sys.argv[1:]])
     return [
         f"`{command}`, {datetime.now(UTC):%-d %B %Y}, {took_s / 60:.0f} min; {beside}.",

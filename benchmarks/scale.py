@@ -349,7 +349,7 @@ def main() -> None:
     parser.add_argument("--ledgers", nargs="+", choices=LEDGERS, default=LEDGERS)
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     given = parser.parse_args()
-    busy, began_s = os.getloadavg()[0], time.monotonic()
+    load, began_s = os.getloadavg()[0], time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="maintd-bench-") as directory,
         postgresql() as url,
@@ -365,7 +365,7 @@ def main() -> None:
     lines = [
         f"## A ledger of {given.deliveries:,} deliveries",
         "",
-        *surroundings(took_s=time.monotonic() - began_s, busy=busy, postgresql=version),
+        *surroundings(took_s=time.monotonic() - began_s, load=load, postgresql=version),
         "",
         *_show(measured, total=given.deliveries),
     ]

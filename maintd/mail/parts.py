@@ -30,14 +30,18 @@ def text_part(subtype: str, text: str) -> bytes:
 
 
 def _octets(text: str) -> bytes:
-    lines = text.replace("\0", "?").replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.replace("\0", "?")
+    if (
+        "\r" in lines
+    ):  # looked for first: a search for two characters at once is slow, and is hardly ever needed
+        lines = lines.replace("\r\n", "\n").replace("\r", "\n")
     whole = lines if lines.endswith("\n") else lines + "\n"
     return whole.replace("\n", "\r\n").encode(errors="replace")
 
 
 def _encoded(octets: bytes) -> tuple[str, bytes]:
     """The name of the lightest transfer encoding that keeps these lines safe, and the body in it (RFC 2045 §6)."""
-    if octets.isascii() and max(map(len, octets.split(b"\r\n"))) <= LONGEST_LINE:
+    if octets.isascii() and max(map(len, octets.split(b"\n"))) <= LONGEST_LINE + len(b"\r"):
         return "7bit", octets
     beyond_ascii = len(octets.translate(None, _ASCII))
     if beyond_ascii * 6 < len(octets):  # quoted-printable adds two octets for each, base64 a third of all
