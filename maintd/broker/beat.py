@@ -213,6 +213,7 @@ class Leadership:
         self._thread: threading.Thread | None = None
         self._held_until_s = 0.0
         self._progress_s = 0.0
+        self._standing_by = False
         self.token = new_token()
 
     def held(self) -> bool:
@@ -222,14 +223,21 @@ class Leadership:
             return True
         self.token = new_token()
         if not self._keyspace.acquire_lock(self.token, ttl=self._ttl):
+            self._stand_by()
             return False
         logger.info("this beat leads")
+        self._standing_by = False
         self._progress_s = now_s
         self._held_until_s = now_s + self._ttl.total_seconds()
         if self._thread is None:
             self._thread = threading.Thread(target=self._renew, name="leadership", daemon=True)
             self._thread.start()
         return True
+
+    def _stand_by(self) -> None:
+        if not self._standing_by:
+            logger.info("another beat leads; this one stands by")
+        self._standing_by = True
 
     def progressed(self) -> None:
         """A tick came through to its end, the ledger included."""
@@ -262,7 +270,7 @@ class Leadership:
                 continue
             self._held_until_s = now_s + ttl_s if renewed else 0.0
             if not renewed:
-                logger.warning("another beat leads; this one stands by")
+                logger.warning("the leader's lock is gone or another's; this beat asks for it anew")
 
 
 def run_beat(app: Celery, *, runtime: Runtime, keyspace: Keyspace, wake: Wake) -> None:

@@ -76,13 +76,17 @@ def test_a_beat_that_is_killed_is_followed_by_another_and_no_instant_is_lost_or_
 
 
 def test_of_two_beats_one_leads_and_the_other_takes_over(site: Site) -> None:
-    with site.up() as tree, site.process("beat") as standby:
-        until(lambda: succeeded(site.runs_of("old-sessions")), what="a run")
-        assert "leads" not in site.log("beat")
-        tree.terminate()
-        # Its Redis went with the tree: the standby waits for it, then leads.
-        tree.wait(30)
-        assert standby.poll() is None
+    with site.up() as tree:
+        until(lambda: "this beat leads" in site.log("up"), what="a leader")
+        with site.process("beat") as standby:
+            until(lambda: "this one stands by" in site.log("beat"), what="a standby")
+            seen = len(succeeded(site.runs_of("old-sessions")))
+            until(lambda: len(succeeded(site.runs_of("old-sessions"))) > seen, what="another run")
+            assert "this beat leads" not in site.log("beat")
+            tree.terminate()
+            # Its Redis went with the tree: the standby waits for it, then leads.
+            tree.wait(30)
+            assert standby.poll() is None
     with site.up(), site.process("beat"):
         until(lambda: len(succeeded(site.runs_of("old-sessions"))) >= 3, what="runs of the next tree")
 
