@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,6 +16,15 @@ from maintd.smtp.faults import Script
 from maintd.smtp.sink import Sink
 
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port on 127.0.0.1 at which nobody answers, and that nobody is given but a sink that asks for it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 class SinkThread:
@@ -47,7 +58,7 @@ class SinkThread:
         self._thread.join()
         self._loop.close()
 
-    def wait_for(self, count: int, *, timeout: float = 30.0) -> None:
+    def wait_for(self, count: int, *, timeout: float = 120.0) -> None:
         """Returns once so many messages were accepted; raises `TimeoutError` if that takes too long."""
         self._run(asyncio.wait_for(self.sink.wait_for(count), timeout))
 

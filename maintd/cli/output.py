@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,11 @@ _KEPT = frozenset({"ADDRESS", "CAMPAIGN", "ID", "JOB", "MESSAGE ID", "RUN", "STA
 
 def console() -> Console:
     """Standard output. Lines are cut nowhere when nobody watches, so that `grep` finds everything."""
-    width = None if sys.stdout.isatty() else 10_000
-    return Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty())
+    if not sys.stdout.isatty():
+        return Console(width=10_000, highlight=False, soft_wrap=True)
+    # Told both: of a dumb terminal rich believes neither, unless LINES is set too.
+    width, height = shutil.get_terminal_size()
+    return Console(width=width, height=height, highlight=False)
 
 
 def print_json(value: object) -> None:

@@ -164,7 +164,7 @@ def bare(tmp_path: Path, redis_url: str) -> Maintd:
             "MAINTD_TEMPLATES_DIR": str(tmp_path / "templates"),
             "MAINTD_REDIS_URL": redis_url,
             "MAINTD_SMTP_HELLO": "maintd.test",
-            "MAINTD_SMTP_CONNECT_TIMEOUT": "5 s",
+            "MAINTD_SMTP_CONNECT_TIMEOUT": "2 min",
             "MAINTD_LOG_FORMAT": "plain",
             "MAINTD_LOG_LEVEL": "warning",
         }

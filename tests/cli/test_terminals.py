@@ -73,6 +73,7 @@ def test_a_narrow_terminal_cuts_nothing_that_one_looks_things_up_by(
 ) -> None:
     columns, row, needed = TABLES[name]
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.delenv("LINES", raising=False)
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     print_table(columns, [row], empty="")

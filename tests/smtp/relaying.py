@@ -133,6 +133,11 @@ async def open_kind(kind: Kind, relay: Relay, *, timeouts: Timeouts) -> Session:
     return session
 
 
+def set_timeouts(session: Session, timeouts: Timeouts) -> None:
+    """How long it waits from the next command on. Whoever is to be hasty only once must be patient before."""
+    session._timeouts = timeouts  # type: ignore[attr-defined]
+
+
 async def send(session: Session, outgoing: Outgoing, *, may_write_dot: Callable[[], bool] = always) -> Result:
     return await send_one(session, outgoing, may_write_dot=may_write_dot)
 
@@ -147,14 +152,15 @@ async def sink_and_session(
     timeouts: Timeouts = PATIENT,
     sink_type: Callable[..., Sink] = Sink,
 ) -> AsyncIterator[tuple[Sink, Session]]:
-    """A sink and a session in the state in which the next message goes so. `script` acts from then on."""
+    """A sink and a session in the state in which the next message goes so; the rest holds from then on."""
     sink = sink_type(mailbox, clock=SystemClock(), script=opening)
-    session = await open_kind(kind, local_relay(await sink.start()), timeouts=timeouts)
+    session = await open_kind(kind, local_relay(await sink.start()), timeouts=PATIENT)
     if kind is Kind.GROUPED:
         sink.script = Always({Step.DOT: Action(reply="554 Not the first")})
         assert (await send(session, message("first@example.com"))).verdict is Verdict.REJECTED
         sink.transactions = 0
     sink.script = script
+    set_timeouts(session, timeouts)
     try:
         yield sink, session
     finally:

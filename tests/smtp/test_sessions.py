@@ -21,7 +21,6 @@ from maintd.smtp.sink import Sink
 from tests.smtp.relaying import (
     CONTENT,
     PATIENT,
-    Always,
     Hanging,
     Kind,
     Once,
@@ -31,6 +30,7 @@ from tests.smtp.relaying import (
     message,
     open_kind,
     send,
+    set_timeouts,
     sink_and_session,
 )
 
@@ -172,9 +172,16 @@ def test_421_defers_the_message_and_ends_the_session(kind: Kind, step: Step, pha
     ],
 )
 def test_a_definite_refusal_stands_when_the_reset_after_it_fails(kind: Kind, after: Action) -> None:
+    def script(moment: Moment) -> Action | None:
+        if moment.step is Step.MAIL:
+            set_timeouts(held[0], HASTY)
+        return {Step.MAIL: Action(reply="550 5.7.1 Never"), Step.RESET: after}.get(moment.step)
+
+    held: list[Session] = []
+
     async def main() -> None:
-        script = Always({Step.MAIL: Action(reply="550 5.7.1 Never"), Step.RESET: after})
-        async with sink_and_session(kind=kind, script=script, timeouts=HASTY) as (_, session):
+        async with sink_and_session(kind=kind, script=script) as (_, session):
+            held.append(session)
             recording = Recording()
             await session.send_all([message(), message("c@example.com")], watcher=recording)
             assert recording.verdicts == [Verdict.REJECTED, Verdict.UNSENT]
@@ -375,9 +382,10 @@ def test_a_dot_that_was_given_up_is_never_written_later(kind: Kind) -> None:
 
         server = await asyncio.start_server(slow_relay, "127.0.0.1", 0)
         relay = local_relay(server.sockets[0].getsockname()[1])
-        session = await open_kind(kind, relay, timeouts=HASTY_AT_DOT)
+        session = await open_kind(kind, relay, timeouts=PATIENT)
         if kind is Kind.GROUPED:
             assert (await send(session, message())).verdict is Verdict.REJECTED
+        set_timeouts(session, HASTY_AT_DOT)
         large = message(content=(b"y" * 998 + b"\r\n") * 32_000)
         result = await send(session, large)
         assert result.verdict is Verdict.UNCERTAIN
@@ -611,7 +619,7 @@ def test_whatever_the_relay_does_no_verdict_says_more_than_is_true(
         async with sink_and_session(kind=kind, sink_type=Keeper, timeouts=PATIENT) as (sink, session):
             assert isinstance(sink, Keeper)
             sink.script = script
-            session._timeouts = hasty if silences else PATIENT  # type: ignore[attr-defined]
+            set_timeouts(session, hasty if silences else PATIENT)
             messages = [message(f"{index}@example.com") for index in range(6)]
             first, second = Recording(), Recording()
             await session.send_all(messages[:cut], watcher=first)

@@ -29,7 +29,7 @@ class Wire:
     """A client that writes octets and reads lines."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=120)
         self._lines: IO[bytes] = self._socket.makefile("rb")
         assert self.line().startswith("220")
 

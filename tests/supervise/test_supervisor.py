@@ -30,7 +30,7 @@ class Heard(logging.Handler):
         self._said.put_nowait(record.getMessage())
 
     async def until(self, words: str) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while words not in await self._said.get():
                 pass
 

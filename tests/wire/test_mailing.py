@@ -13,8 +13,8 @@ from maintd import api
 from maintd.keyspace import embedded_socket
 from maintd.ledger.states import DeliveryState, RunState
 from maintd.smtp.mailbox import read_index
-from tests.sinks import SinkThread
-from tests.wire.site import Site, children_of, kill, until
+from tests.sinks import SinkThread, reserved_port
+from tests.wire.site import Site, kill, until
 
 
 @pytest.fixture
@@ -65,11 +65,10 @@ def test_a_redis_that_comes_back_empty_costs_nothing(site: Site, sink: SinkThrea
 
 
 def test_a_redis_that_is_killed_comes_back_and_the_mailing_goes_on(site: Site, sink: SinkThread) -> None:
-    with site.up() as up:
+    with site.up():
         run_id = api.trigger("night", settings=site.settings)
         until(lambda: sink.sink.accepted > 50, what="some mail")
-        valkey = [pid for pid in children_of(up.pid) if "valkey" in Path(f"/proc/{pid}/cmdline").read_text()]
-        kill(valkey[0])
+        kill(site.pid_of("valkey"))
         assert site.ended(run_id).state is RunState.SUCCEEDED
 
     assert messages_to(site.directory / "mailbox") == Counter(site.people)
@@ -78,15 +77,14 @@ def test_a_redis_that_is_killed_comes_back_and_the_mailing_goes_on(site: Site, s
 def test_a_relay_that_is_away_makes_the_mail_wait_and_nothing_doubtful(
     tmp_path: Path, sqlite_url: str
 ) -> None:
-    with SinkThread(tmp_path / "mailbox", store=False) as sink:
-        port = sink.port
-    site = Site(tmp_path, ledger_url=sqlite_url, smtp_url=f"smtp://127.0.0.1:{port}", people=20)
-    with site.up():
-        run_id = api.trigger("newsletter", settings=site.settings)
-        until(lambda: f"smtp://127.0.0.1:{port} did not open" in site.log("up"), what="a clear line")
-        assert site.counts()[DeliveryState.PENDING] == 20
-        with SinkThread(tmp_path / "mailbox", store=False, port=port):
-            assert site.ended(run_id).state is RunState.SUCCEEDED
+    with reserved_port() as port:
+        site = Site(tmp_path, ledger_url=sqlite_url, smtp_url=f"smtp://127.0.0.1:{port}", people=20)
+        with site.up():
+            run_id = api.trigger("newsletter", settings=site.settings)
+            until(lambda: f"smtp://127.0.0.1:{port} did not open" in site.log("up"), what="a clear line")
+            assert site.counts()[DeliveryState.PENDING] == 20
+            with SinkThread(tmp_path / "mailbox", store=False, port=port):
+                assert site.ended(run_id).state is RunState.SUCCEEDED
 
     assert messages_to(tmp_path / "mailbox") == Counter(site.people)
     assert site.counts()[DeliveryState.UNCERTAIN] == 0

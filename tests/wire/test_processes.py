@@ -62,12 +62,9 @@ def succeeded(found: list[Run]) -> list[Run]:
 
 
 def test_a_beat_that_is_killed_is_followed_by_another_and_no_instant_is_lost_or_doubled(site: Site) -> None:
-    with site.up() as tree:
+    with site.up():
         until(lambda: len(succeeded(site.runs_of("old-sessions"))) >= 2, what="two runs")
-        beat = next(
-            pid for pid in children_of(tree.pid) if "beat" in Path(f"/proc/{pid}/cmdline").read_text()
-        )
-        kill(beat)
+        kill(site.pid_of("beat"))
         newest = site.runs_of("old-sessions")[0].id
         until(lambda: len([r for r in site.runs_of("old-sessions") if r.id > newest]) >= 3, what="three more")
 
@@ -76,6 +73,9 @@ def test_a_beat_that_is_killed_is_followed_by_another_and_no_instant_is_lost_or_
 
 
 def test_of_two_beats_one_leads_and_the_other_takes_over(site: Site) -> None:
+    site.environ["MAINTD_BEAT_LOCK"] = (
+        "15 s"  # so that a leader whom a busy machine keeps waiting still leads
+    )
     with site.up() as tree:
         until(lambda: "this beat leads" in site.log("up"), what="a leader")
         with site.process("beat") as standby:
@@ -85,7 +85,7 @@ def test_of_two_beats_one_leads_and_the_other_takes_over(site: Site) -> None:
             assert "this beat leads" not in site.log("beat")
             tree.terminate()
             # Its Redis went with the tree: the standby waits for it, then leads.
-            tree.wait(30)
+            tree.wait(100)
             assert standby.poll() is None
     with site.up(), site.process("beat"):
         until(lambda: len(succeeded(site.runs_of("old-sessions"))) >= 3, what="runs of the next tree")
@@ -124,7 +124,7 @@ def test_an_orderly_stop_leaves_no_process_behind(quiet_site: Site) -> None:
     with quiet_site.up() as tree:
         children = children_of(tree.pid)
         tree.terminate()
-        assert tree.wait(30) == 0
+        assert tree.wait(100) == 0
 
     assert children
     assert not [pid for pid in children if lives(pid)]
@@ -134,7 +134,7 @@ def test_a_tree_whose_root_is_killed_takes_its_children_along(quiet_site: Site) 
     with quiet_site.up() as tree:
         children = children_of(tree.pid)
         kill(tree.pid)
-        tree.wait(30)
+        tree.wait(100)
         until(lambda: not [pid for pid in children if lives(pid)], what="the end of the children")
     with quiet_site.up():
         run_id = api.trigger("old-sessions", settings=quiet_site.settings)
@@ -143,6 +143,7 @@ def test_a_tree_whose_root_is_killed_takes_its_children_along(quiet_site: Site) 
 
 def test_a_run_whose_worker_was_killed_is_taken_over(quiet_site: Site) -> None:
     """The claim is made in the name of a process that is no more, as a kill right after the claim leaves it."""
+    quiet_site.environ["MAINTD_LEASE"] = "1500 ms"
     quiet_site.maintd("apply")
     run_id = api.trigger("old-sessions", settings=quiet_site.settings)
     with quiet_site.runtime.ledger.write() as connection:
@@ -151,7 +152,8 @@ def test_a_run_whose_worker_was_killed_is_taken_over(quiet_site: Site) -> None:
     with quiet_site.up():
         run = quiet_site.ended(run_id)
 
-    assert (run.state, run.losses, run.failures) == (RunState.SUCCEEDED, 1, 0)
+    assert (run.state, run.failures) == (RunState.SUCCEEDED, 0)
+    assert run.losses >= 1, "and one more for each worker that a busy machine kept waiting for a lease"
     assert quiet_site.sessions_left() == 1
 
 
@@ -183,7 +185,7 @@ def test_a_beat_outlives_a_redis_that_refuses_to_write(quiet_site: Site) -> None
 def test_who_was_stopped_inside_a_transaction_delays_the_others_for_a_while_and_ends_nobody(
     site: Site, database_url: str
 ) -> None:
-    ledger = open_ledger(database_url, idle_timeout=timedelta(seconds=4))
+    ledger = open_ledger(database_url, idle_timeout=timedelta(hours=1))
     site.environ["MAINTD_STATEMENT_TIMEOUT"] = "300 ms"
     site.maintd("apply")
     with redis_of(site), site.process("beat") as beat:
@@ -192,6 +194,8 @@ def test_who_was_stopped_inside_a_transaction_delays_the_others_for_a_while_and_
             stopped.execute(sa.select(jobs).with_for_update())
             newest = site.runs_of("old-sessions")[0].id
             until(lambda: "does not answer in time" in site.log("beat"), what="a clear line")
+            # Now its time is over, as it would be by itself after a lease.
+            stopped.exec_driver_sql("SET idle_in_transaction_session_timeout = 1")
             until(lambda: site.runs_of("old-sessions")[0].id > newest, what="the next run")
         assert beat.poll() is None
     ledger.dispose()

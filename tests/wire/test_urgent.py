@@ -58,7 +58,7 @@ def test_what_is_urgent_goes_out_at_once_while_a_slow_relay_has_the_other_mail(
         site = site_at(tmp_path, ledger_url=database_url, sink=sink)
         with site.up():
             newsletter = api.trigger("newsletter", settings=site.settings)
-            assert busy.wait(30)
+            assert busy.wait(200)
             assert site.ended(api.trigger("alarm", settings=site.settings)).state is RunState.SUCCEEDED
             assert messages_to(tmp_path / "mailbox") == Counter(site.people[:1])
             sink.set(answer)
