@@ -17,6 +17,7 @@ from maintd.ledger import batches, campaigns, jobs, runs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.mail import recover
+from maintd.mail.finish import finish_if_done
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,10 @@ class Reconciler:
         with ledger.write() as connection:
             back = recover.put_back_in_line(connection, now=now, limit=_LINE_CHUNK)
             recover.settle_cancelled(connection, now=now, limit=_BATCH_CHUNK)
-            self._end_what_is_done(connection)
+            self._advance_pipelines(connection)
+            sending = campaigns.sending(connection)
+        for campaign in sending:
+            finish_if_done(ledger, campaign, now=now)
         mailings.conclude(ledger, now=now)
         self._retention.run_once()
         with ledger.read() as connection:
@@ -129,10 +133,8 @@ class Reconciler:
             )
         return freed, total
 
-    def _end_what_is_done(self, connection: Connection) -> None:
+    def _advance_pipelines(self, connection: Connection) -> None:
         now = self._runtime.clock.now()
-        for campaign in campaigns.sending(connection):
-            campaigns.finish_if_done(connection, campaign.id, now=now)
         runs.skip_orphans(connection, now=now)
         for run in runs.underway(connection, kind="pipeline"):
             pipelines.advance(connection, run.id, now=now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,14 @@ from maintd.ledger import campaigns, deliveries
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.lines import Stretch
 from maintd.ledger.states import CampaignState, DeliveryState
+
+logger = logging.getLogger(__name__)
+
+_SAID = {
+    CampaignState.PAUSED: "is paused",
+    CampaignState.SENDING: "goes on",
+    CampaignState.CANCELLED: "is cancelled",
+}
 
 #: Ordinals in one transaction of a cancellation: short enough that senders of other campaigns hardly wait.
 _CHUNK = 2000
@@ -128,7 +137,10 @@ def _move(
         if change is not None:
             change(connection, campaign)
         campaigns.move(connection, campaign.id, to=to, now=now, reason=reason)
-        return campaigns.get(connection, campaign.id)
+        moved = campaigns.get(connection, campaign.id)
+    why = f": {reason}" if reason else ""
+    logger.info("campaign %s %s by hand%s", moved.name, _SAID[to], why, extra={"campaign": moved.name})
+    return moved
 
 
 def _either(states: Collection[CampaignState]) -> str:

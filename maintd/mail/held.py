@@ -229,6 +229,7 @@ class HeldBatch:
                 later = any(fact.state is DeliveryState.DEFERRED for fact in facts)
                 if later and campaign.state is CampaignState.FINISHED:
                     campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=now)
+                    logger.info("campaign %s sends again: a late answer puts a message off", campaign.name)
         self.known.clear()
         self.settled = True
 

@@ -28,6 +28,7 @@ from maintd.mail.breaker import Breaker
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import Composer
 from maintd.mail.entries import Binding
+from maintd.mail.finish import finish_if_done
 from maintd.mail.held import HeldBatch, Pumped
 from maintd.mail.pace import Pace
 from maintd.mail.recorder import Recorder
@@ -211,7 +212,7 @@ class Pump:
         )
         allowance = Allowance(line, self._settings.limits, validity=self._validity, clock=self._clock)
         await self._send_batch(campaign, batch, allowance, turn, pumped, stopping)
-        if await asyncio.to_thread(self._finish, campaign):
+        if await asyncio.to_thread(finish_if_done, self._ledger, campaign, now=self._clock.now()):
             pumped.finished.append(campaign.id)
         return True
 
@@ -231,10 +232,6 @@ class Pump:
                 recorder=self._recorder.name if self._recorder else None,
             )
         return campaign, batch
-
-    def _finish(self, campaign: Campaign) -> bool:
-        with self._ledger.write() as connection:
-            return campaigns.finish_if_done(connection, campaign.id, now=self._clock.now())
 
     def _can_compose(self, campaign: Campaign) -> bool:
         """Whether this campaign's messages can be made at all; pauses it otherwise, so that the others go on."""
@@ -317,12 +314,16 @@ class Pump:
 
     def _pause(self, campaign: Campaign, reason: str) -> None:
         """Stops a campaign that cannot go on by itself, so that the others need not wait behind it."""
-        logger.error("campaign %s is paused: %s", campaign.name, reason)
         with self._ledger.write() as connection:
             # A person who has resumed it meanwhile knows what had happened before.
-            if campaigns.lock(connection, campaign.id).sending_since == campaign.sending_since:
-                now = self._clock.now()
-                campaigns.move(connection, campaign.id, to=CampaignState.PAUSED, now=now, reason=reason)
+            if campaigns.lock(connection, campaign.id).sending_since != campaign.sending_since:
+                return
+            now = self._clock.now()
+            paused = campaigns.move(connection, campaign.id, to=CampaignState.PAUSED, now=now, reason=reason)
+        if paused:
+            logger.error(
+                "campaign %s is paused: %s", campaign.name, reason, extra={"campaign": campaign.name}
+            )
 
 
 def _following(ready: Sequence[Ready], last: tuple[int, int]) -> Ready:

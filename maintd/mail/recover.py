@@ -93,7 +93,8 @@ def _pause(connection: Connection, batch: Batch, *, now: datetime) -> None:
         f"(the last was {batch.owner}); find out what kills them"
     )
     if campaigns.move(connection, batch.campaign_id, to=CampaignState.PAUSED, now=now, reason=reason):
-        logger.error("campaign %d is paused: %s", batch.campaign_id, reason)
+        name = campaigns.get(connection, batch.campaign_id).name
+        logger.error("campaign %s is paused: %s", name, reason, extra={"campaign": name})
 
 
 def recover_batch(ledger: Database, batch: Batch, *, scene: Scene, now: datetime) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
@@ -15,6 +16,8 @@ from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail.address import Address
 from maintd.mail.control import NotPossible
 from maintd.mail.recipients import key_of
+
+logger = logging.getLogger(__name__)
 
 #: Ordinals in one transaction, and so the most deliveries that one of them changes.
 _CHUNK = 2000
@@ -110,10 +113,17 @@ def _carry_out(
         campaign = campaigns.lock(connection, campaign.id)
         _check_sends(campaign, now=now)
         settled = settle(connection)
-        if settled and campaign.state is CampaignState.FINISHED:
+        begins_again = settled > 0 and campaign.state is CampaignState.FINISHED
+        if begins_again:
             campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=now)
         deliveries.put_back_in_line(connection, campaign.id, now=now, limit=_CHUNK)
-        return settled
+    if begins_again:
+        logger.info(
+            "campaign %s sends again what was doubtful of it, by hand",
+            campaign.name,
+            extra={"campaign": campaign.name},
+        )
+    return settled
 
 
 def _check_sends(campaign: Campaign, *, now: datetime) -> None:
