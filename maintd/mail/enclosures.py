@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from maintd.errors import Problem, Problems
+from maintd.errors import Problem, Problems, did_you_mean
 from maintd.mail.media import media_type
 from maintd.units import format_size
 
@@ -48,12 +48,13 @@ class Enclosure:
         return f"{self.name}@{sha256(self.content).hexdigest()[:32]}"
 
 
-def read_enclosures(directory: Path, template: str) -> dict[str, str]:
+def read_enclosures(directory: Path, template: str, *, texts: Collection[str] = ()) -> dict[str, str]:
     """Reads what a template encloses.
 
     Args:
         directory: The templates directory.
         template: The template's own directory in it.
+        texts: Paths of the texts that it is made of: where these are, nothing is meant to be enclosed.
 
     Returns:
         Contents in base64 by path relative to the templates directory: "digest/attachments/terms.pdf".
@@ -63,7 +64,8 @@ def read_enclosures(directory: Path, template: str) -> dict[str, str]:
     """
     try:
         files = [*_files(directory / template / ATTACHMENTS), *_files(directory / template / INLINE)]
-        problems = [problem for file in files for problem in _problems(file, directory)]
+        problems = [*_misspelt(directory, template, texts)]
+        problems += [problem for file in files for problem in _problems(file, directory)]
         problems = problems or list(_size_problems(directory / template, files))
         if not problems:
             return {file.relative_to(directory).as_posix(): _read(file) for file in files}
@@ -76,6 +78,14 @@ def _files(folder: Path) -> list[Path]:
     if not folder.exists():
         return []
     return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def _misspelt(directory: Path, template: str, texts: Collection[str]) -> Iterator[Problem]:
+    for folder in sorted(path for path in (directory / template).iterdir() if path.is_dir()):
+        used = any(text.startswith(f"{template}/{folder.name}/") for text in texts)
+        meant = did_you_mean(folder.name.lower(), (ATTACHMENTS, INLINE), listing=False)
+        if meant and not used and folder.name not in (ATTACHMENTS, INLINE):
+            yield Problem(where=str(folder), what="nothing in it goes with the mail", cure=meant)
 
 
 def _problems(file: Path, directory: Path) -> Iterator[Problem]:

@@ -147,7 +147,7 @@ class _Reader:
 
     def enclose(self) -> None:
         try:
-            files = read_enclosures(self._directory, self._name)
+            files = read_enclosures(self._directory, self._name, texts=self.files)
         except Problems as error:
             self.problems.extend(error.problems)
             return

@@ -74,6 +74,32 @@ def test_hidden_files_stay_where_they_are(templates: Path) -> None:
     assert read_bundle(templates, "digest") == before
 
 
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("attachment", "attachments"),
+        ("Attachments", "attachments"),
+        ("Inline", "inline"),
+        ("inlined", "inline"),
+    ],
+)
+def test_a_misspelt_directory_of_enclosures_is_not_passed_over(
+    templates: Path, misspelt: str, meant: str
+) -> None:
+    (templates / "digest" / misspelt).mkdir()
+    assert problems(templates) == [
+        f'digest/{misspelt}: nothing in it goes with the mail; did you mean "{meant}"?'
+    ]
+
+
+def test_a_directory_of_texts_may_have_any_name(templates: Path) -> None:
+    for name in ("online", "parts", ".git"):
+        (templates / "digest" / name).mkdir()
+    (templates / "digest/online/note.txt").write_text("once")
+    (templates / "digest/body.txt").write_text('{% include "digest/online/note.txt" %}')
+    assert "digest/online/note.txt" in read_bundle(templates, "digest").texts
+
+
 def test_everything_that_cannot_be_enclosed_is_told_at_once(templates: Path) -> None:
     attachments = templates / "digest/attachments"
     (attachments / "more").mkdir()
