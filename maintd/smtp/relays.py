@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from maintd.errors import Problem, Problems
+from maintd.errors import Problem, Problems, did_you_mean
 
 _CURE = "write it like smtp://localhost, smtp+starttls://user:password@mail.example.com or smtps://mail.example.com:465"
 _OPTIONS = {"weight": range(1001), "connections": range(1, 10_001), "messages": range(1, 1_000_001)}
@@ -88,6 +88,9 @@ def parse_relays(text: str, *, where: str) -> list[Relay]:
     if len({relay.key for relay in relays}) < len(relays):
         what = "two of its relays have the same host, port and user"
         problems.append(Problem(where=where, what=what, cure="name it once, with a larger weight"))
+    if relays and not problems and not any(relay.weight for relay in relays):
+        what = "every relay has weight=0: each stands by for another, and there is none"
+        problems.append(Problem(where=where, what=what, cure="give one of them a weight"))
     if problems:
         raise Problems(problems)
     return relays
@@ -169,10 +172,17 @@ def _options(parts: SplitResult) -> Iterator[tuple[str, int]]:
 def _wrong_options(parts: SplitResult, right: Container[str]) -> Iterator[str]:
     names = [option.partition("=")[0] for option in parts.query.split("&")] if parts.query else []
     if len(set(names)) < len(names) or not _OPTIONS.keys() >= set(names):
-        yield f'behind "?" there may be {", ".join(_OPTIONS)}, each once; a "?" in a password is written %3F'
+        known = f'behind "?" there may be {", ".join(_OPTIONS)}, each once'
+        yield "; ".join([known, *_meant(names), 'a "?" in a password is written %3F'])
     for name, numbers in _OPTIONS.items():
         if name in names and name not in right:
             yield f"its {name} is not a whole number from {numbers[0]} to {numbers[-1]}"
+
+
+def _meant(names: Sequence[str]) -> list[str]:
+    """The options that are meant, not what was written for them."""
+    hints = (did_you_mean(name, _OPTIONS, listing=False) for name in names if name not in _OPTIONS)
+    return [*dict.fromkeys(filter(None, hints))]
 
 
 def _unquoted(text: str | None) -> str | None:

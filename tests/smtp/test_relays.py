@@ -129,6 +129,20 @@ def test_everything_wrong_with_all_relays_is_said_at_once_and_where() -> None:
     assert all(problem.cure for problem in refusal.value.problems)
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"), [("wieght=3", "weight"), ("conections=2", "connections"), ("message=1", "messages")]
+)
+def test_a_misspelt_option_gets_a_proposal(option: str, meant: str) -> None:
+    with pytest.raises(Problems, match=f'each once; did you mean "{meant}"\\?; a "\\?" in a password'):
+        parse_relays(f"smtp://mx?{option}", where="X")
+
+
+@pytest.mark.parametrize("urls", ["smtp://a?weight=0", "smtp://a?weight=0 smtp://b?weight=0"])
+def test_a_stand_by_needs_somebody_to_stand_by_for(urls: str) -> None:
+    with pytest.raises(Problems, match="every relay has weight=0"):
+        parse_relays(urls, where="X")
+
+
 def test_no_relay_is_none_at_all() -> None:
     with pytest.raises(Problems):
         parse_relays(" ", where="X")
