@@ -20,6 +20,17 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+def of_campaign(campaign_id: int) -> str:
+    """What the limits that hold for a campaign alone are called; behind it comes the stretch of time."""
+    return f"campaign {campaign_id}"
+
+
+def forget_campaign(connection: Connection, campaign_id: int) -> None:
+    """Deletes what was taken of the limits of a campaign that is over."""
+    own = allowances.c.name.startswith(f"{of_campaign(campaign_id)} ")
+    connection.execute(sa.delete(allowances).where(own))
+
+
 def read(connection: Connection, names: Collection[str]) -> dict[str, Any]:
     """What is kept under these names; a name that nobody used is not there."""
     return _found(connection, sa.select(allowances).where(allowances.c.name.in_(names)))

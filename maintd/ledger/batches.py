@@ -294,6 +294,7 @@ class Ready:
     """A line of which a range could be claimed now.
 
     Attributes:
+        campaign: What people call its campaign.
         lane: Of the campaign's lines, which it is.
         name: Of the lane.
         urgent: Whether its campaign is.
@@ -302,6 +303,7 @@ class Ready:
     """
 
     campaign_id: int
+    campaign: str
     lane: int
     name: str
     urgent: bool
@@ -329,6 +331,7 @@ def ready(connection: Connection, *, urgent: bool) -> list[Ready]:
     query = (
         sa.select(
             *(lines.c.campaign_id, lines.c.lane, lines.c.name, campaigns.c.urgent, campaigns.c.expires_at),
+            (campaigns.c.job + "/" + campaigns.c.edition).label("campaign"),
             campaigns.c.spec["limit"].as_string().label("limit"),
         )
         .join(campaigns, campaigns.c.id == lines.c.campaign_id)

@@ -61,7 +61,8 @@ class Limits:
             if rate is not None
         ]
         if line.limit is not None:
-            limits.append(Limit(name=f"campaign {line.campaign_id}", rate=parse_rate(line.limit)))
+            name, row = f"campaign {line.campaign}", allowances.of_campaign(line.campaign_id)
+            limits.append(Limit(name=name, rate=parse_rate(line.limit), counted_as=row))
         return limits
 
 

@@ -37,11 +37,13 @@ class Limit:
         name: What people call it: "lane gmail".
         rate: So many in such a stretch of time.
         reserve: How many of these are not for this kind of mail.
+        counted_as: What the ledger calls it, if that is not its name.
     """
 
     name: str
     rate: Rate
     reserve: int = 0
+    counted_as: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.rate}"
@@ -49,7 +51,7 @@ class Limit:
     @property
     def row(self) -> str:
         """Where the ledger counts it: limits of other stretches of time have other slots."""
-        return f"{self.name} per {self.rate.unit}"
+        return f"{self.counted_as or self.name} per {self.rate.unit}"
 
     @property
     def most(self) -> int:

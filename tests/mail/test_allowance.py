@@ -52,6 +52,7 @@ def line_of(campaign: Campaign, *, lane: int = 0, limit: str | None = None) -> R
     name = f"lane{lane}" if lane else "*"
     return Ready(
         campaign_id=campaign.id,
+        campaign=campaign.name,
         lane=lane,
         name=name,
         urgent=campaign.urgent,
@@ -192,6 +193,8 @@ def test_a_campaign_keeps_to_its_own_limit_and_others_do_not(
         run(pump_of(ledger, relay.url, clock))
     assert tallied(ledger, slow.id) == {SENT: 4, PENDING: 5}
     assert tallied(ledger, quick.id) == {SENT: 9}
+    (wait,) = outlook(ledger, limits(), clock).waiting.values()
+    assert wait.why == "campaign hello/slow: 4/h"
 
 
 def test_bulk_leaves_a_tenth_of_the_relay_to_urgent_mail(
