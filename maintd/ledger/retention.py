@@ -11,6 +11,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from maintd.ledger import allowances
 from maintd.ledger.states import RUN_MOVES, CampaignState, RunState, is_final
 from maintd.ledger.tables import batches, campaigns, deliveries, lines, misses, runs, templates
 
@@ -89,7 +90,7 @@ def old_campaign(connection: Connection, *, after: int, before: datetime) -> int
 
 
 def prune_campaign(connection: Connection, campaign_id: int, *, before: datetime, limit: int) -> bool:
-    """Deletes a piece of a campaign: of its deliveries, then of its batches, at last the campaign itself.
+    """Deletes a piece of a campaign: of its deliveries, then of its batches, at last the campaign and what else it has.
 
     Returns:
         Whether something of it is left.
@@ -107,6 +108,7 @@ def prune_campaign(connection: Connection, campaign_id: int, *, before: datetime
         if last is not None:
             connection.execute(sa.delete(table).where(table.c.campaign_id == campaign_id, place <= last))
             return True
+    allowances.forget_campaign(connection, campaign_id)
     connection.execute(sa.delete(lines).where(lines.c.campaign_id == campaign_id))
     connection.execute(sa.delete(campaigns).where(campaigns.c.id == campaign_id))
     used = sa.exists().where(campaigns.c.template == templates.c.digest)

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from maintd.database import Database
 from maintd.execution import retention
 from maintd.execution.retention import Retention
-from maintd.ledger import misses
+from maintd.ledger import allowances, misses
 from maintd.ledger.misses import Miss
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
+from maintd.ledger.tables import allowances as allowance_rows
 from maintd.ledger.tables import batches, campaigns, deliveries, runs, templates
 from maintd.ledger.tables import misses as miss_rows
 from tests.ledgers import NOW, HandClock, add_campaign, add_run, claim_batch, tallied
@@ -150,6 +151,21 @@ def test_an_old_mailing_goes_with_all_that_is_of_it(
     assert left(ledger, campaigns.c.id) == [young]
     assert left(ledger, deliveries.c.campaign_id) == left(ledger, batches.c.campaign_id) == [young]
     assert len(left(ledger, runs.c.id)) == len(left(ledger, templates.c.digest)) == 1
+
+
+def test_what_was_taken_of_the_limit_of_an_old_mailing_goes_with_it(
+    ledger: Database, forget: Callable[[], None]
+) -> None:
+    old = mailed(ledger, "old", at=LONG_AGO)
+    young = mailed(ledger, "young", at=LATELY)
+    begins_alike = f"{allowances.of_campaign(old)}0 per day"
+    rows = [f"{allowances.of_campaign(one)} per {unit}" for one in (old, young) for unit in ("h", "day")]
+    with ledger.write() as connection:
+        allowances.lock(connection, [*rows, begins_alike, "all mail per day"])
+    forget()
+    with ledger.read() as connection:
+        kept = connection.scalars(sa.select(allowance_rows.c.name))
+        assert set(kept) == {*rows[2:], begins_alike, "all mail per day"}
 
 
 @pytest.mark.parametrize("state", [CampaignState.SENDING, CampaignState.PAUSED, CampaignState.ENROLLING])
