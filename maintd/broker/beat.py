@@ -101,7 +101,7 @@ class LedgerScheduler(RedBeatScheduler):
         self._leadership = Leadership(keyspace, runtime)
         self._reconciler = Reconciler(runtime)
         self._reconciled_s: float | None = None
-        self._trouble = ""
+        self._trouble = self._over = ""
         super().__init__(app, **options)
         # RedBeat's own lock is acquired once, at start, and losing it is fatal there: ours is not.
         self.lock_key = None
@@ -119,13 +119,13 @@ class LedgerScheduler(RedBeatScheduler):
             return float(self.max_interval)
         except LedgerHeld as error:
             self._leadership.progressed()  # whoever leads goes on leading: another one could do no more
-            self._say(str(error))
+            self._say(str(error), over="the ledger is not held any more: runs begin and mail goes out again")
             # A sender that sleeps with a batch in its hands finds out only when it is woken.
             if self._leadership.held() and self._is_time():
                 self._wake(MAIL_QUEUES)
             return float(self.max_interval)
         except Unavailable as error:
-            self._say(str(error))
+            self._say(str(error), over=f"it is over: {error}")
             return float(self.max_interval)
         self._say("")
         return sleep_s
@@ -193,13 +193,13 @@ class LedgerScheduler(RedBeatScheduler):
             return float(self.max_interval)
         return min(max(next_s - now.timestamp(), 0.0), float(self.max_interval))
 
-    def _say(self, trouble: str) -> None:
-        """One line when something goes away, one when it is back."""
+    def _say(self, trouble: str, *, over: str = "") -> None:
+        """One line when something goes away, and `over` when it is back."""
         if trouble and trouble != self._trouble:
             logger.warning("%s; nothing is lost, it goes on when that is over", trouble)
         if self._trouble and not trouble:
-            logger.info("it is over: %s", self._trouble)
-        self._trouble = trouble
+            logger.info(self._over)
+        self._trouble, self._over = trouble, over
 
 
 class Leadership:

@@ -66,6 +66,7 @@ def test_a_ledger_put_back_beneath_everybody_stops_the_mail_until_it_is_accepted
             )
             assert "of epoch 1" in accepted.stdout
             assert site.ended(run_id).state is RunState.SUCCEEDED
+            until(lambda: "the ledger is not held any more" in site.log("up"), what="that the beat says so")
         counts = site.counts()
         site.runtime.close()
 
