@@ -6,8 +6,9 @@
 | `maintd:unacked…`, `maintd:_kombu…` | hash, zset, set | the transport's own book-keeping |
 | `maintd:redbeat:<job>` | hash | a job as RedBeat's tools show it |
 | `maintd:redbeat::schedule` | zset | job keys by next instant, in whole seconds of UTC |
+| `maintd:redbeat::jobs` | set | the keys of all jobs that are shown: some have no next instant |
 | `maintd:redbeat::lock` | string | the token of the leading beat, with a time to live |
-| `maintd:redbeat::mirror` | string | which state of which ledger the two above were built from |
+| `maintd:redbeat::mirror` | string | which state of which ledger those of the jobs were built from |
 | `maintd:relay:<key>` | zset | leases on connections to a relay with a cap, by the ms in which they end; and a marker |
 """
 
@@ -29,6 +30,7 @@ from maintd.errors import ClaimLost, Unavailable
 PREFIX = "maintd:"
 REDBEAT_PREFIX = f"{PREFIX}redbeat:"
 SCHEDULE = f"{REDBEAT_PREFIX}:schedule"
+JOBS = f"{REDBEAT_PREFIX}:jobs"
 LOCK = f"{REDBEAT_PREFIX}:lock"
 MIRROR = f"{REDBEAT_PREFIX}:mirror"
 RELAY_PREFIX = f"{PREFIX}relay:"
@@ -62,12 +64,18 @@ for i = 2, #ARGV, 2 do
 end
 return 1
 """
-# KEYS: lock, then entry keys. ARGV: token, then one definition for each entry; an empty one deletes the entry.
+# KEYS: lock, jobs, then entry keys. ARGV: token, then one definition for each entry; an empty one deletes the entry.
 _DEFINE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-for i = 2, #KEYS do
-  if ARGV[i] == '' then redis.call('DEL', KEYS[i])
-  else redis.call('HSET', KEYS[i], 'definition', ARGV[i], 'meta', '{"last_run_at": null}') end
+for i = 3, #KEYS do
+  local definition = ARGV[i - 1]
+  if definition == '' then
+    redis.call('DEL', KEYS[i])
+    redis.call('SREM', KEYS[2], KEYS[i])
+  else
+    redis.call('HSET', KEYS[i], 'definition', definition, 'meta', '{"last_run_at": null}')
+    redis.call('SADD', KEYS[2], KEYS[i])
+  end
 end
 return 1
 """
@@ -260,10 +268,11 @@ class Keyspace:
             ClaimLost: The token is not the leader's.
         """
         with self._answering():
-            known = cast("list[str]", self._client.zrange(SCHEDULE, 0, -1))
-        stale = {key.removeprefix(REDBEAT_PREFIX) for key in known} - definitions.keys()
+            scheduled = cast("list[str]", self._client.zrange(SCHEDULE, 0, -1))
+            shown = cast("set[str]", self._client.smembers(JOBS))
+        stale = {key.removeprefix(REDBEAT_PREFIX) for key in (*scheduled, *shown)} - definitions.keys()
         for chunk in _chunks([*definitions.items(), *((job, "") for job in stale)]):
-            keys = [LOCK, *(REDBEAT_PREFIX + job for job, _ in chunk)]
+            keys = [LOCK, JOBS, *(REDBEAT_PREFIX + job for job, _ in chunk)]
             self._guarded(_DEFINE, keys, [token, *(definition for _, definition in chunk)])
         self.reschedule(token, {**next_at, **dict.fromkeys(stale)})
         self._guarded(_STAMP, [LOCK, MIRROR], [token, built_from])

@@ -3,13 +3,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 import redis
 
 from maintd.errors import Unavailable
-from maintd.keyspace import RELAY_PREFIX, Keyspace
+from maintd.keyspace import REDBEAT_PREFIX, RELAY_PREFIX, Keyspace
 from tests.cli.conftest import redis_url as redis_url
 from tests.cli.conftest import valkey_server as valkey_server
 from tests.ledgers import NOW, race
@@ -52,6 +52,23 @@ def test_a_redis_that_refuses_to_write_is_unavailable_until_it_relents(
         admin.execute_command(*relent.split())
     keyspace.reschedule("mine", {"tidy": NOW})
     assert keyspace.next_due() == NOW.timestamp()
+
+
+def mirror(keyspace: Keyspace, **next_at: datetime | None) -> None:
+    definitions = {name: f'{{"name": "{name}"}}' for name in next_at}
+    keyspace.rebuild_mirror("mine", definitions=definitions, next_at=next_at, built_from="x")
+
+
+def test_of_a_job_that_was_removed_the_mirror_keeps_nothing_whether_it_was_ever_due_or_not(
+    keyspace: Keyspace, admin: redis.Redis
+) -> None:
+    assert keyspace.acquire_lock("mine", ttl=TTL)
+    mirror(keyspace, due=NOW, by_hand=None, paused=NOW, stays=None)
+    mirror(keyspace, due=NOW, by_hand=None, paused=None, stays=None)
+    assert len(list(admin.scan_iter(f"{REDBEAT_PREFIX}[^:]*"))) == 4
+    mirror(keyspace, stays=None)
+    assert list(admin.scan_iter(f"{REDBEAT_PREFIX}[^:]*")) == [f"{REDBEAT_PREFIX}stays".encode()]
+    assert keyspace.next_due() is None
 
 
 def test_a_redis_that_wants_another_password_refuses(redis_url: str) -> None:
