@@ -103,7 +103,13 @@ def show_campaign(context: Context, *, name: str, as_json: bool) -> None:
 
 
 @campaigns.command(
-    "pause", exits={0: "paused", 1: "it is over", 64: "there is no such campaign", 69: LEDGER_AWAY}
+    "pause",
+    exits={
+        0: "paused",
+        1: "it is over, or still being enrolled",
+        64: "there is no such campaign",
+        69: LEDGER_AWAY,
+    },
 )
 @click.argument("name")
 @reason_option
@@ -125,7 +131,7 @@ def pause_campaign(context: Context, *, name: str, reason: str) -> None:
     "resume",
     exits={
         0: "it sends",
-        1: "it is over, or was never paused",
+        1: "it is over, or still being enrolled; with --refused: it is not paused",
         64: "there is no such campaign",
         69: LEDGER_AWAY,
     },
@@ -141,7 +147,7 @@ def pause_campaign(context: Context, *, name: str, reason: str) -> None:
 def resume_campaign(context: Context, *, name: str, refused: float | None) -> None:
     """Let a paused campaign go on where it stopped.
 
-    What is counted to stop it, refusals and doubts, is counted from now.
+    What is counted to stop it, refusals and doubts, is counted from now. One that sends already is left alone.
 
     \b
     Example: maintd campaigns resume weekly-digest/2026-W47

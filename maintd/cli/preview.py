@@ -91,7 +91,8 @@ def send_test(context: Context, *, job: str, address: Address, recipient: Addres
     """Send the preview of a campaign's mail to an address of yours.
 
     It goes through the configured relay, of several the first, and to MAINTD_MAIL_REDIRECT where that is set, with
-    "[test]" before its subject. It counts as nobody's delivery.
+    "[test]" before its subject. It counts as nobody's delivery: the ledger is neither read nor written, so it is sent
+    while the ledger is held, too.
 
     \b
     Example: maintd send-test weekly-digest me@example.org

@@ -372,6 +372,11 @@ class TestSendTest:
         house.done("send-test", "hello", "me@example.net")
         assert house.recipients == ["staging@example.net"]
 
+    def test_a_ledger_that_is_held_does_not_keep_it_back(self, house: House, mailing: Mailing) -> None:
+        house.done("ledger", "hold", "--reason", "a drill")
+        house.done("send-test", "hello", "me@example.net")
+        assert house.recipients == ["me@example.net"]
+
     @pytest.mark.parametrize(
         ("action", "code", "said"),
         [
@@ -459,6 +464,14 @@ class TestPause:
         mailing.send()
         assert house.recipients == sorted([ADA, BOB, CLEO])
 
+    def test_what_is_done_already_need_not_be_done_again(self, house: House, mailing: Mailing) -> None:
+        sends_since = mailing.now.sending_since
+        assert house.done("campaigns", "resume", "hello/ever").out == "hello/ever is sending\n"
+        assert mailing.now.sending_since == sends_since
+        for reason in ("first", "second"):
+            house.done("campaigns", "pause", "hello/ever", "--reason", reason)
+        assert mailing.now.reason == "first"
+
     def test_a_pause_holds_the_next_window_of_a_batch_under_way(self, house: House, mailing: Mailing) -> None:
         batch = mailing.claim()
         house.done("campaigns", "pause", str(mailing.id))
@@ -474,8 +487,9 @@ class TestPause:
 
     def test_resuming_does_not_cut_an_enrolment_short(self, house: House, mailing: Mailing) -> None:
         mailing.change(state=CampaignState.ENROLLING)
-        assert house.maintd("campaigns", "resume", "hello/ever").code == 1
-        assert mailing.now.state is CampaignState.ENROLLING
+        for command in ("pause", "resume"):
+            assert house.maintd("campaigns", command, "hello/ever").code == 1
+            assert mailing.now.state is CampaignState.ENROLLING
 
 
 class TestCancel:
