@@ -31,7 +31,7 @@ class Overlap:
         suppressed: Rows whose address is on the suppression list.
         mailed: Recipients in the audience whom one of the editions was sent to, uncertain ones included.
         to_come: Recipients in the audience whom none was sent to, but one of the editions is still going to be.
-        samples: The first few addresses.
+        samples: The first few addresses that a run would mail.
         invalid_samples: The first few that cannot be used: the address as Python writes it, and the reason.
     """
 
@@ -97,29 +97,43 @@ class _Counter:
 
     def count(self, rows: Sequence[Row]) -> None:
         """Adds a chunk of the audience."""
-        keys = list(self._keys(rows))
+        found = list(self._usable(rows))
+        keys = [key for key, _ in found]
         with self._ledger.read() as connection:
             suppressed = deliveries.suppressed_keys(connection, keys)
             places = deliveries.places(connection, self._campaign_ids, keys)
         self.counts["audience"] += len(rows)
         self.counts["invalid"] += len(rows) - len(keys)
         self.counts["suppressed"] += sum(key in suppressed for key in keys)
-        self._count_places(places)
+        to_come = self._count_places(places)
+        # Who is not enrolled in an edition that there is will not be.
+        self._sample(
+            mailbox
+            for key, mailbox in found
+            if key not in suppressed and (key in to_come or not self._campaign_ids)
+        )
 
-    def _count_places(self, places: Sequence[Place]) -> None:
+    def _count_places(self, places: Sequence[Place]) -> set[bytes]:
+        """Counts recipients by what became of them, each once; returns those who are still to be mailed."""
         first: dict[bytes, Place] = {}
         states: dict[bytes, set[DeliveryState]] = {}
         for place in places:
             first.setdefault(place.recipient_key, place)
             states.setdefault(place.recipient_key, set()).add(place.state)
+        to_come = {key for key, found in states.items() if found & _TO_COME and not found & _MAILED}
         for key, place in first.items():
-            if not self._seen.add(place):
-                continue
-            mailed, to_come = states[key] & _MAILED, states[key] & _TO_COME
-            self.counts["mailed"] += bool(mailed)
-            self.counts["to_come"] += bool(to_come and not mailed)
+            if self._seen.add(place):
+                self.counts["mailed"] += bool(states[key] & _MAILED)
+                self.counts["to_come"] += key in to_come
+        return to_come
 
-    def _keys(self, rows: Sequence[Row]) -> Iterator[bytes]:
+    def _sample(self, mailboxes: Iterator[str]) -> None:
+        while len(self.samples) < _MOST_SAMPLES and (mailbox := next(mailboxes, None)):
+            if mailbox not in self.samples:
+                self.samples.append(mailbox)
+
+    def _usable(self, rows: Sequence[Row]) -> Iterator[tuple[bytes, str]]:
+        """Key and mailbox of each row that can be mailed."""
         for row in rows:
             text = row[self._column]
             try:
@@ -128,9 +142,7 @@ class _Counter:
                 if len(self.invalid_samples) < _MOST_SAMPLES:
                     self.invalid_samples.append((repr(text), str(error)))
                 continue
-            if len(self.samples) < _MOST_SAMPLES:
-                self.samples.append(address.mailbox)
-            yield recipient_key(address.canonical, key=self._key)
+            yield recipient_key(address.canonical, key=self._key), address.mailbox
 
 
 class _Seen:

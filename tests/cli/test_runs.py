@@ -227,6 +227,26 @@ def test_the_overlap_tells_those_mailed_from_those_still_to_come_and_those_never
     assert "go on with this edition" in counts["it_would"]
 
 
+def test_a_dry_run_of_a_mailing_shows_the_first_few_whom_it_would_mail(
+    small: Project, relay: SinkThread
+) -> None:
+    def shown() -> list[str]:
+        found = small.maintd("run", "weekly-digest", "--dry-run", "--json").json
+        return [sample["address"] for sample in found["samples"] if not sample["problem"]]
+
+    first, *others = shown()
+    assert len(others) == 4
+    small.maintd("suppressions", "add", first)
+    assert shown()[:4] == others
+    assert f" {others[0]} " in small.maintd("run", "weekly-digest", "--dry-run").out
+    small.maintd("run", "weekly-digest")
+    work_off(small, Queue.MAINTENANCE)
+    assert shown()[:4] == others
+    work_off(small, Queue.MAIL_BULK)
+    assert relay.sink.accepted > 5
+    assert shown() == []
+
+
 def test_new_editions_are_for_campaigns(small: Project) -> None:
     assert small.maintd("run", "title-ratings", "--new-edition", "--yes").code == 64
     assert all_runs(small) == []
