@@ -46,7 +46,7 @@ def put_back(ledger: Database, campaign_id: int, *, now: datetime = NOW, limit: 
 def test_a_recipient_is_enrolled_once(ledger: Database) -> None:
     campaign = add_campaign(ledger, recipients=2)
     (first, _) = line(ledger, campaign.id)
-    row = first.__dict__ | {"ordinal": 2}
+    row = first._asdict() | {"ordinal": 2}
     with pytest.raises(IntegrityError), ledger.write() as connection:
         deliveries.insert(connection, [row])
     assert tallied(ledger, campaign.id) == {PENDING: 2}

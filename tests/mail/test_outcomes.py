@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -84,12 +83,12 @@ def test_what_a_relay_cannot_be_given_is_rejected() -> None:
 
 
 def test_a_throttled_message_has_lost_no_try() -> None:
-    outcome = outcome_of(replace(DELIVERY, failures=9), THROTTLED, now=NOW, sending_since=NOW)
+    outcome = outcome_of(DELIVERY._replace(failures=9), THROTTLED, now=NOW, sending_since=NOW)
     assert (outcome.state, outcome.failure, outcome.counted) == (DEFERRED, Failure.THROTTLE, False)
 
 
 def test_a_message_that_is_throttled_for_days_is_given_up() -> None:
-    delivery = replace(DELIVERY, deferred_at=NOW)
+    delivery = DELIVERY._replace(deferred_at=NOW)
     at_last = NOW + LONGEST_UNCOUNTED
     assert outcome_of(delivery, THROTTLED, now=at_last, sending_since=NOW).state is DEFERRED
     given_up = outcome_of(delivery, THROTTLED, now=at_last + MINUTE, sending_since=NOW)
@@ -97,23 +96,23 @@ def test_a_message_that_is_throttled_for_days_is_given_up() -> None:
 
 
 def test_the_days_of_a_pause_are_not_those_of_a_message() -> None:
-    delivery = replace(DELIVERY, deferred_at=NOW)
+    delivery = DELIVERY._replace(deferred_at=NOW)
     outcome = outcome_of(delivery, THROTTLED, now=NOW + 30 * DAY, sending_since=NOW + 29 * DAY)
     assert outcome.state is DEFERRED
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_a_refusal_of_the_sender_costs_nobody_the_mail(failures: int, days: int) -> None:
-    delivery = replace(DELIVERY, failures=failures, deferred_at=NOW)
+    delivery = DELIVERY._replace(failures=failures, deferred_at=NOW)
     outcome = outcome_of(delivery, LOCKED_OUT, now=NOW + days * DAY, sending_since=NOW)
     assert (outcome.state, outcome.counted) == (DEFERRED, False)
 
 
 @pytest.mark.parametrize(("result", "most"), [(UNWANTED, 3), (BUSY, 10)])
 def test_what_is_refused_again_and_again_is_given_up(result: Result, most: int) -> None:
-    again = outcome_of(replace(DELIVERY, failures=most - 1), result, now=NOW, sending_since=NOW)
+    again = outcome_of(DELIVERY._replace(failures=most - 1), result, now=NOW, sending_since=NOW)
     assert (again.state, again.counted) == (DEFERRED, True)
-    given_up = outcome_of(replace(DELIVERY, failures=most), result, now=NOW, sending_since=NOW)
+    given_up = outcome_of(DELIVERY._replace(failures=most), result, now=NOW, sending_since=NOW)
     assert given_up.state is REJECTED
     assert given_up.detail is not None
     assert given_up.detail.startswith(f"given up after {most + 1} tries: ")
