@@ -166,7 +166,7 @@ def _messages(template: MailTemplate, count: int) -> Iterator[tuple[str, bytes]]
             html=rendered.html,
         )
         own, ending = build_message(content, skeleton)
-        yield email, own + ending.octets
+        yield email, own.octets + ending.octets
 
 
 async def _send(template: str, count: int, *, port: int) -> Figures:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maintd.clock import SystemClock
+from maintd.smtp.lines import Lines
 from maintd.smtp.opening import open_client, open_session
 from maintd.smtp.plain import PlainSession
 from maintd.smtp.relays import Relay, Security
@@ -174,7 +175,7 @@ def _enough(rtt_ms: float, *, count: int) -> int:
 
 
 def _messages(count: int, *, size: int) -> list[Outgoing]:
-    content = b"Subject: x\r\n\r\n" + (b"x" * 70 + b"\r\n") * (size // 72)
+    content = Lines.of(b"Subject: x\r\n\r\n" + (b"x" * 70 + b"\r\n") * (size // 72))
     return [
         Outgoing(sender="a@example.com", recipient=f"{number}@example.com", content=content, smtputf8=False)
         for number in range(count)

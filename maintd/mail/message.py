@@ -18,7 +18,7 @@ from maintd.errors import MaintdError
 from maintd.mail.address import Address
 from maintd.mail.parts import LONGEST_LINE, text_part
 from maintd.mail.skeleton import Skeleton
-from maintd.smtp.lines import Ending
+from maintd.smtp.lines import Lines
 
 _FOLD_AT = 78  # characters, RFC 5322 §2.1.1
 _WORD_OCTETS = 36  # 60 characters as an encoded word: RFC 2047 §2 allows 75, less a header's name
@@ -99,7 +99,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
     _extra(tuple(headers.items()))
 
 
-def build_message(content: Content, skeleton: Skeleton) -> tuple[bytes, Ending]:
+def build_message(content: Content, skeleton: Skeleton) -> tuple[Lines, Lines]:
     """Builds the mail in lines of at most 998 octets that end with CRLF.
 
     Bodies are 7bit, quoted-printable or base64, so no relay needs 8BITMIME. Line ends in them become CRLF, a last
@@ -110,7 +110,7 @@ def build_message(content: Content, skeleton: Skeleton) -> tuple[bytes, Ending]:
         skeleton: What it has in common with others.
 
     Returns:
-        The mail's own octets, and those behind them, which others have too.
+        The mail's own lines, and those behind them, which others have too.
 
     Raises:
         UnsafeHeader: A header's name or value contains a line break or a control character, or an extra header is
@@ -119,7 +119,7 @@ def build_message(content: Content, skeleton: Skeleton) -> tuple[bytes, Ending]:
     head = [*_addressing(content), *_record(content), *_extra(content.headers), "MIME-Version: 1.0"]
     html = None if content.html is None else text_part("html", content.html)
     body, ending = skeleton.around(text_part("plain", content.text), html)
-    return b"".join(("\r\n".join(head).encode(), b"\r\n", *body)), ending
+    return Lines.joined((Lines.of("\r\n".join([*head, ""]).encode()), *body)), ending
 
 
 def _addressing(content: Content) -> Iterator[str]:

@@ -6,10 +6,12 @@ import re
 from base64 import encodebytes
 from binascii import b2a_qp
 from collections.abc import Sequence
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from maintd.mail.enclosures import Enclosure
+from maintd.smtp.lines import Lines
 
 LONGEST_LINE = 900  # octets; RFC 5322 allows 998, some relays break lines at 990
 _NAME_OCTETS = 60  # of a file's name in one piece, so that its line stays below 78
@@ -18,35 +20,39 @@ _ASCII = bytes(range(128))
 _PLAIN_NAME = re.compile(rf"(?!.*=\?)[ !#-\[\]-~]{{1,{_NAME_OCTETS}}}")
 
 
-def text_part(subtype: str, text: str) -> bytes:
+class TextPart(NamedTuple):
+    """A text as a part."""
+
+    head: Lines
+    body: Lines
+
+
+def text_part(subtype: str, text: str) -> TextPart:
     """A text in lines of at most 998 octets: 7bit, quoted-printable or base64, so no relay needs 8BITMIME.
 
     Line ends become CRLF, a last one is ensured, and what cannot be sent at all (NUL, lone surrogates) becomes a
     question mark.
     """
-    encoding, body = _encoded(_octets(text))
+    encoding, body = _encoded(Lines.of_text(text))
+    return TextPart(_text_head(subtype, encoding), body)
+
+
+@lru_cache
+def _text_head(subtype: str, encoding: str) -> Lines:
     head = f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
-    return head.encode() + body
+    return Lines.of(head.encode())
 
 
-def _octets(text: str) -> bytes:
-    lines = text.replace("\0", "?")
-    if (
-        "\r" in lines
-    ):  # looked for first: a search for two characters at once is slow, and is hardly ever needed
-        lines = lines.replace("\r\n", "\n").replace("\r", "\n")
-    whole = lines if lines.endswith("\n") else lines + "\n"
-    return whole.replace("\n", "\r\n").encode(errors="replace")
-
-
-def _encoded(octets: bytes) -> tuple[str, bytes]:
+def _encoded(body: Lines) -> tuple[str, Lines]:
     """The name of the lightest transfer encoding that keeps these lines safe, and the body in it (RFC 2045 §6)."""
-    if octets.isascii() and max(map(len, octets.split(b"\n"))) <= LONGEST_LINE + len(b"\r"):
-        return "7bit", octets
-    beyond_ascii = len(octets.translate(None, _ASCII))
-    if beyond_ascii * 6 < len(octets):  # quoted-printable adds two octets for each, base64 a third of all
-        return "quoted-printable", b2a_qp(octets)
-    return "base64", _base64(octets)
+    if body.is_ascii and body.longest <= LONGEST_LINE:
+        return "7bit", body
+    beyond_ascii = len(body.octets.translate(None, _ASCII))
+    if beyond_ascii * 6 < len(
+        body.octets
+    ):  # quoted-printable adds two octets for each, base64 a third of all
+        return "quoted-printable", Lines.of(b2a_qp(body.octets))
+    return "base64", Lines.of(_base64(body.octets))
 
 
 def _base64(octets: bytes) -> bytes:

@@ -10,8 +10,8 @@ from hashlib import blake2b
 from itertools import count
 
 from maintd.mail.enclosures import Enclosure
-from maintd.mail.parts import attached_part, inline_part, multipart
-from maintd.smtp.lines import Ending
+from maintd.mail.parts import TextPart, attached_part, inline_part, multipart
+from maintd.smtp.lines import Lines
 
 # No encoded part has a NUL, so these are found where they were put and nowhere else.
 _TEXT, _HTML = b"\0text\0", b"\0html\0"
@@ -29,8 +29,8 @@ class _Frame:
     """
 
     mark: bytes
-    openings: tuple[bytes, ...]
-    ending: Ending
+    openings: tuple[Lines, ...]
+    ending: Lines
 
 
 class Skeleton:
@@ -53,7 +53,7 @@ class Skeleton:
         self._inline = [inline_part(file) for file in inline]
         self._attached = [attached_part(file) for file in attachments]
 
-    def around(self, text: bytes, html: bytes | None) -> tuple[tuple[bytes, ...], Ending]:
+    def around(self, text: TextPart, html: TextPart | None) -> tuple[tuple[Lines, ...], Lines]:
         """Finds the places of texts.
 
         Args:
@@ -64,11 +64,11 @@ class Skeleton:
             What to join for the mail from its Content-Type on up to the end of its last text, and what follows that.
         """
         frame = self._text_alone if html is None else self._with_html
-        if frame.mark in text or (html is not None and frame.mark in html):
+        if frame.mark in text.body.octets or (html is not None and frame.mark in html.body.octets):
             frame = self._drawn_again(text, html)
         if html is None:
-            return (frame.openings[0], text), frame.ending
-        return (frame.openings[0], text, frame.openings[1], html), frame.ending
+            return (frame.openings[0], *text), frame.ending
+        return (frame.openings[0], *text, frame.openings[1], *html), frame.ending
 
     @cached_property
     def _text_alone(self) -> _Frame:
@@ -78,14 +78,15 @@ class Skeleton:
     def _with_html(self) -> _Frame:
         return self._drawn(0, html=True)
 
-    def _drawn_again(self, text: bytes, html: bytes | None) -> _Frame:
+    def _drawn_again(self, text: TextPart, html: TextPart | None) -> _Frame:
         frames = (self._drawn(draw, html=html is not None) for draw in count(1))
-        return next(frame for frame in frames if frame.mark not in text and frame.mark not in (html or b""))
+        octets = text.body.octets + (html.body.octets if html is not None else b"")
+        return next(frame for frame in frames if frame.mark not in octets)
 
     def _drawn(self, draw: int, *, html: bool) -> _Frame:
         mark = f"=_{blake2b(f'{self._seed}:{draw}'.encode(), digest_size=12).hexdigest()}"
-        *openings, ending = _HOLE.split(self._whole(mark, html=html))
-        return _Frame(mark=mark.encode(), openings=tuple(openings), ending=Ending(ending))
+        *openings, ending = map(Lines.of, _HOLE.split(self._whole(mark, html=html)))
+        return _Frame(mark=mark.encode(), openings=tuple(openings), ending=ending)
 
     def _whole(self, mark: str, *, html: bool) -> bytes:
         # The mark is looked for in texts only. A line of an enclosed file cannot begin as a boundary does: base64 has

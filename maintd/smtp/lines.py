@@ -2,50 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_DOTTED = re.compile(rb"\n\.")
 
 
-def all_end_in_crlf(octets: bytes) -> bool:
-    """Whether there is no bare line end in them.
+class BareLineEnd(ValueError):
+    """A line that does not end in CRLF."""
 
-    RFC 5321 §2.3.8. Servers disagree about bare line ends, which is how one message is smuggled inside another.
+
+class Lines(NamedTuple):
+    """Whole lines, each of which ends in CRLF: all that a session writes of a message.
+
+    RFC 5321 §2.3.8. Servers disagree about bare line ends, which is how one message is smuggled inside another. So
+    make it in one of the ways below: each octet is looked at once, and not again whenever it is sent.
+
+    Attributes:
+        octets: As the receiver gets them.
+        stuffed: As they go over the wire: with another dot before each line that begins with one (RFC 5321 §4.5.2).
     """
-    return octets.count(b"\r\n") == octets.count(b"\n") == octets.count(b"\r")
+
+    octets: bytes
+    stuffed: bytes
+
+    @classmethod
+    def of(cls, octets: bytes) -> Lines:
+        """Takes octets that are lines already.
+
+        Raises:
+            BareLineEnd: They are not.
+        """
+        paired = octets.count(b"\r\n") == octets.count(b"\n") == octets.count(b"\r")
+        if not paired or octets[-2:] not in (b"", b"\r\n"):
+            raise BareLineEnd("the message has a line that does not end in CRLF")
+        return cls(octets, _stuffed(octets))
+
+    @classmethod
+    def of_text(cls, text: str) -> Lines:
+        """Writes a text down: line ends become CRLF, a last one is ensured.
+
+        What cannot be sent at all (NUL, lone surrogates) becomes a question mark.
+        """
+        octets = text.encode(errors="replace").replace(b"\0", b"?")
+        if b"\r" in octets:
+            octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        whole = octets if octets.endswith(b"\n") else octets + b"\n"
+        octets = whole.replace(b"\n", b"\r\n")
+        return cls(octets, _stuffed(octets))
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Lines]) -> Lines:
+        """One behind the other."""
+        octets = b"".join([piece.octets for piece in pieces])
+        stuffed = b"".join([piece.stuffed for piece in pieces])
+        # Nearly always the same, which need not be in memory twice.
+        return cls(octets, octets if stuffed == octets else stuffed)
+
+    @property
+    def is_ascii(self) -> bool:
+        """Whether they need no 8BITMIME."""
+        return self.octets.isascii()
+
+    @property
+    def longest(self) -> int:
+        """Octets of the longest line, without its end."""
+        return max(map(len, self.octets.split(b"\n"))) - len(b"\r") if self.octets else 0
 
 
-def dot_stuffed(octets: bytes) -> bytes:
-    """The same with another dot before each line that begins with one (RFC 5321 §4.5.2)."""
+def _stuffed(octets: bytes) -> bytes:
+    # Nearly no text has such a line; this way of looking for one is the quickest.
+    if not (octets.startswith(b".") or _DOTTED.search(octets)):
+        return octets
     stuffed = octets.replace(b"\r\n.", b"\r\n..")
     return b"." + stuffed if stuffed.startswith(b".") else stuffed
 
 
-@dataclass(frozen=True)
-class Ending:
-    """The last lines of many messages, the same in all of them: looked through and dot-stuffed once.
-
-    A message gets them by being joined with them. In memory they are there once, however many messages wait.
-
-    Attributes:
-        octets: Whole lines.
-    """
-
-    octets: bytes = b""
-
-    @cached_property
-    def is_in_lines(self) -> bool:
-        """Whether every line ends in CRLF, the last one too."""
-        return all_end_in_crlf(self.octets) and (not self.octets or self.octets.endswith(b"\r\n"))
-
-    @cached_property
-    def is_ascii(self) -> bool:
-        """Whether it needs no 8BITMIME."""
-        return self.octets.isascii()
-
-    @cached_property
-    def stuffed(self) -> bytes:
-        """As it goes over the wire."""
-        return dot_stuffed(self.octets)
-
-
-NO_ENDING = Ending()
+#: None at all.
+NOTHING = Lines(b"", b"")

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from maintd.errors import Unavailable
-from maintd.smtp.lines import NO_ENDING, Ending
+from maintd.smtp.lines import NOTHING, Lines
 from maintd.smtp.reply import Reply
 
 #: Why a reply of a class that its command does not have ends the session.
@@ -55,21 +55,21 @@ class Outgoing:
     Attributes:
         sender: Envelope MAIL FROM; empty for the null return path.
         recipient: Envelope RCPT TO.
-        content: Header and body with CRLF line ends, not dot-stuffed.
+        content: Header and body.
         ending: The rest of the body, if other messages end alike.
         smtputf8: The envelope or the header needs RFC 6531.
     """
 
     sender: str
     recipient: str
-    content: bytes
-    ending: Ending = NO_ENDING
+    content: Lines
+    ending: Lines = NOTHING
     smtputf8: bool
 
     @property
     def octets(self) -> bytes:
         """The whole message."""
-        return self.content + self.ending.octets
+        return self.content.octets + self.ending.octets
 
 
 @dataclass(frozen=True, kw_only=True)

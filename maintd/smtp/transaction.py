@@ -6,7 +6,6 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 
-from maintd.smtp.lines import all_end_in_crlf, dot_stuffed
 from maintd.smtp.session import Outgoing
 
 # A line end in an address would begin a new command, an angle bracket would end the address; the rest is refused
@@ -46,30 +45,22 @@ def transaction(message: Outgoing, *, extensions: Container[str]) -> Transaction
         extensions: Keywords of the relay's EHLO reply, in lower case.
 
     Raises:
-        Unsendable: An address that could inject commands, bare line ends, or a need that the relay does not meet.
+        Unsendable: An address that could inject commands, or a need that the relay does not meet.
     """
-    content = _in_lines(message)
-    size = len(content) + len(message.ending.octets)
-    parameters = _parameters(message, size=size, extensions=extensions)
+    parameters = _parameters(message, extensions=extensions)
     return Transaction(
         mail=b" ".join([b"MAIL FROM:" + _path(message.sender, message=message), *parameters]),
         rcpt=b"RCPT TO:" + _path(_present(message.recipient), message=message),
-        pieces=(dot_stuffed(content), message.ending.stuffed, b".\r\n"),
+        pieces=(message.content.stuffed, message.ending.stuffed, b".\r\n"),
     )
 
 
-def _in_lines(message: Outgoing) -> bytes:
-    content = message.content
-    if not (all_end_in_crlf(content) and message.ending.is_in_lines):
-        raise Unsendable("the message has a line that does not end in CRLF")
-    return content if not content or content.endswith(b"\r\n") else content + b"\r\n"
-
-
-def _parameters(message: Outgoing, *, size: int, extensions: Container[str]) -> list[bytes]:
+def _parameters(message: Outgoing, *, extensions: Container[str]) -> list[bytes]:
     parameters = []
     if "size" in extensions:
-        parameters.append(b"SIZE=%d" % size)  # RFC 1870 §3: octets with CRLF, before dot-stuffing
-    if not (message.content.isascii() and message.ending.is_ascii):
+        # RFC 1870 §3: octets with CRLF, before dot-stuffing
+        parameters.append(b"SIZE=%d" % (len(message.content.octets) + len(message.ending.octets)))
+    if not (message.content.is_ascii and message.ending.is_ascii):
         _need("8bitmime", extensions=extensions, why="the message has 8-bit characters")
         parameters.append(b"BODY=8BITMIME")
     if message.smtputf8:

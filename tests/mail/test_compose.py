@@ -76,7 +76,7 @@ def test_a_mail_arrives_octet_by_octet(
 ) -> None:
     delivery = deliveries_of(ledger, illustrated)[0]
     outgoing = Composer(illustrated, ILLUSTRATED, redirect=None).message(delivery)
-    assert b"\r\n.\r\n" in outgoing.content
+    assert b"\r\n.\r\n" in outgoing.content.octets
     watching = Watching()
 
     async def main() -> None:

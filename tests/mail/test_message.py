@@ -73,7 +73,7 @@ image = st.builds(
 
 def octets_of(content: Content, skeleton: Skeleton | None = None) -> bytes:
     own, ending = build_message(content, skeleton or Skeleton(seed="campaign"))
-    return own + ending.octets
+    return own.octets + ending.octets
 
 
 def parse(octets: bytes) -> EmailMessage:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from maintd.clock import SystemClock
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
-from maintd.smtp.lines import NO_ENDING, Ending
+from maintd.smtp.lines import Lines
 from maintd.smtp.opening import open_client, open_session
 from maintd.smtp.pipelined import PipelinedSession
 from maintd.smtp.plain import PlainSession
@@ -111,10 +111,16 @@ def message(
     *,
     sender: str = "a@example.com",
     content: bytes = CONTENT,
-    ending: Ending = NO_ENDING,
+    ending: bytes = b"",
     smtputf8: bool = False,
 ) -> Outgoing:
-    return Outgoing(sender=sender, recipient=recipient, content=content, ending=ending, smtputf8=smtputf8)
+    return Outgoing(
+        sender=sender,
+        recipient=recipient,
+        content=Lines.of(content),
+        ending=Lines.of(ending),
+        smtputf8=smtputf8,
+    )
 
 
 def always() -> bool:
