@@ -137,7 +137,7 @@ class Settings(BaseModel):
     mail_redirect: Annotated[str, AfterValidator(_address)] | None = None
     """All mail goes to this address instead of its recipients; for staging."""
 
-    mail_batch: Annotated[int, Field(ge=1, le=10_000)] = 500
+    mail_batch: Annotated[int, Field(ge=1, le=10_000)] = 2_000
     """Deliveries that a mail process claims at once."""
 
     mail_processes: Processes = 1

@@ -168,7 +168,7 @@ def test_the_env_file_is_the_argument_else_the_variable_else_the_one_that_lies_h
     assert came_from(load())["MAINTD_MAIL_BATCH"] == f"{here.name}:1"
     assert load(MAINTD_ENV_FILE=str(named)).mail_batch == 2
     assert load(MAINTD_ENV_FILE=str(named), env_file=given).mail_batch == 3
-    assert load(MAINTD_ENV_FILE="").mail_batch == 500
+    assert load(MAINTD_ENV_FILE="").mail_batch == 2_000
 
 
 def test_an_env_file_that_was_asked_for_must_exist() -> None:

@@ -62,19 +62,19 @@ def test_whatever_is_enrolled_is_kept_as_it_is(ledger: Database, texts: list[str
     campaign = add_campaign(ledger, recipients=1, edition=uuid.uuid4().hex)
     (first,) = line(ledger, campaign.id)
     rows = [
-        first.__dict__
+        first._asdict()
         | {"ordinal": number, "recipient_key": key_of(number), "recipient": text, "fields": {"name": text}}
         for number, text in enumerate(texts, start=1)
     ]
     with ledger.write() as connection:
         deliveries.insert(connection, rows)
-    assert [one.__dict__ for one in line(ledger, campaign.id)] == [first.__dict__, *rows]
+    assert [one._asdict() for one in line(ledger, campaign.id)] == [first._asdict(), *rows]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_a_ledger_that_goes_away_while_somebody_is_enrolled_is_away(ledger: Database) -> None:
     campaign = add_campaign(ledger, recipients=1)
-    row = line(ledger, campaign.id)[0].__dict__ | {"ordinal": 1, "recipient_key": key_of(1)}
+    row = line(ledger, campaign.id)[0]._asdict() | {"ordinal": 1, "recipient_key": key_of(1)}
     with pytest.raises(Unavailable), ledger.write() as connection:
         pid = connection.scalar(sa.select(sa.func.pg_backend_pid()))
         with ledger.write() as other:

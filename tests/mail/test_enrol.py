@@ -510,7 +510,7 @@ def test_an_enrolment_that_was_cut_off_anywhere_is_begun_anew_and_ends_equal(
 ) -> None:
     sql = rows_sql([*people(25), (99, "p3@EXAMPLE.ORG", "Again"), (98, "nonsense", "")])
     whole = enrolled(edition_of(ledger, sql, name="whole"), ledger, source, clock).campaign
-    expected = [replace(d, campaign_id=0) for d in line(ledger, whole)]
+    expected = [d._replace(campaign_id=0) for d in line(ledger, whole)]
     cut_off = True
     for after in range(100):
         name = f"cut off after {after}"
@@ -523,7 +523,7 @@ def test_an_enrolment_that_was_cut_off_anywhere_is_begun_anew_and_ends_equal(
             assert begun is None or begun.state is CampaignState.ENROLLING
         anew = enrolled(edition_of(ledger, sql, name=name), ledger, source, clock)
         assert comparable(anew.campaign) == comparable(whole)
-        assert [replace(d, campaign_id=0) for d in line(ledger, anew.campaign)] == expected
+        assert [d._replace(campaign_id=0) for d in line(ledger, anew.campaign)] == expected
         if not cut_off:
             break
     assert after == 5  # the row, three chunks and the end: each was cut off once
