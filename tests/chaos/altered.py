@@ -25,6 +25,7 @@ from tests.chaos import without
 WORLD = "CHAOS_WORLD"
 WITHOUT = "CHAOS_WITHOUT"
 MODULE = "tests.chaos.altered"
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,24 @@ class World:
 
     def step_clocks(self, offset: timedelta) -> None:
         """Sets every wall clock."""
+        with self._steps.open("a") as steps:
+            steps.write(f"{datetime.now(UTC).isoformat()} {offset.total_seconds()}\n")
         (self.directory / "offset").write_text(str(offset.total_seconds()))
+
+    def in_truth(self, shown: datetime) -> datetime:
+        """When it was that the wall clocks showed this."""
+        began, offset = _LONG_AGO, timedelta(0)
+        for line in self._steps.read_text().splitlines() if self._steps.exists() else ():
+            at, seconds = line.split()
+            if began <= shown - offset < datetime.fromisoformat(at):
+                break
+            began, offset = datetime.fromisoformat(at), timedelta(seconds=float(seconds))
+        return shown - offset
+
+    @property
+    def _steps(self) -> Path:
+        """When the clocks were set, and to what."""
+        return self.directory / "steps"
 
     @property
     def disk_is_full(self) -> bool:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
-from tests.chaos.faults import Cause
+from tests.chaos.faults import Cause, Fate
 from tests.chaos.performance import Evidence
-from tests.chaos.scenario import Policy, Troupe
+from tests.chaos.scenario import Fault, Policy, Troupe
 from tests.chaos.theatre import DEPTH
 from tests.chaos.weather import RelayFault
 
@@ -64,7 +64,7 @@ class _Account:
         self._of = {one.address: one for one in evidence.deliveries}
         self.copies = Counter(to for message in evidence.accepted for to in message.recipients)
         self.uncertain = [one for one in evidence.deliveries if one.state is DeliveryState.UNCERTAIN]
-        self._judged = Counter(by for one in self.uncertain if (by := self._judged_for(one)))
+        self._recordings = evidence.recordings
 
     def problems(self) -> Iterator[str]:
         yield from self._unfinished()
@@ -73,7 +73,7 @@ class _Account:
         yield from self._foreign()
         yield from self._unfounded()
         yield from self._mailed_against_their_will()
-        yield from self._too_many_doubts()
+        yield from self._doubts()
 
     def missing(self) -> list[str]:
         """Without a message, and without a word of the ledger on why."""
@@ -86,7 +86,10 @@ class _Account:
 
     def lapsed(self) -> list[int]:
         """Owners that were judged dead before anything had befallen them."""
-        return sorted(pid for pid, cause in self._judged if cause is None)
+        judged = ((_judged(one), one.settled_at) for one in self.uncertain)
+        return sorted(
+            {pid for pid, at in judged if pid and at and all(at < fate.at for fate in self._fates(pid))}
+        )
 
     def _unfinished(self) -> Iterator[str]:
         campaign, run = self._evidence.campaign, self._evidence.run
@@ -98,6 +101,7 @@ class _Account:
             yield f"{len(self._evidence.deliveries)} of {self._scenario.people} are enrolled"
         if campaign is not None and campaign.enrolled != len(self._evidence.deliveries):
             yield f"the campaign says that {campaign.enrolled} are enrolled"
+        yield from _named("recordings of the dead that nobody took over", self._evidence.left)
         if self._toll.unorderly:
             yield f"{self._toll.unorderly} processes did not stop in order"
 
@@ -153,46 +157,96 @@ class _Account:
         }
         yield from _named("suppressed, and not called so", left)
 
-    def _too_many_doubts(self) -> Iterator[str]:
-        """Each doubt has a cause, and no cause has more than its share."""
-        of_relay = sum(noted.leaves_doubt for noted in self._evidence.noted)
-        for (pid, cause), doubts in self._judged.items():
+    def _doubts(self) -> Iterator[str]:
+        """No doubt is about what is on record, each has a cause, and no cause has more than its share."""
+        yield from _named("accepted on record, and not sent", self._known_and_not_told())
+        yield from _named("answered while their sender lived, and yet in doubt", self._should_be_known())
+        yield from _named("in doubt, although no dot was written", self._without_a_dot())
+        of_relay = sum(noted.leaves_doubt for noted in self._evidence.noted) + self._toll.cut
+        for pid, doubts in self._dots().items():
             # A connection that the relay broke before the kill comes on top: its doubt was not written yet.
-            bound = self._bound(cause) + of_relay
+            bound = of_relay + self._open_at_most(pid)
             if doubts > bound:
-                yield f"{doubts} doubts by process {pid} ({cause or 'alive'}), which explains {bound}"
-        other = [one for one in self.uncertain if self._judged_for(one) is None]
-        # A ledger that was restored has forgotten whose they were.
-        bound = of_relay + self._toll.held * len(self._toll.fates) * self._scenario.connections
-        if len(other) > bound:
-            yield f"{len(other)} doubts by the relay, whose faults explain {bound}: {other[0].detail}"
-        yield from _named("accepted and answered, and yet in doubt", self._should_be_known())
+                yield f"{doubts} dots of process {pid} are in doubt, and {bound} are explained"
+        window = self._scenario.connections * DEPTH
+        for pid, doubts in self._unproved().items():
+            if doubts > window * max(1, len(self._fates(pid))):
+                yield f"{doubts} doubts of process {pid}, whose windows have {window} messages"
+
+    def _open_at_most(self, pid: int) -> int:
+        """How many dots were open when something befell a process, as far as the recordings tell."""
+        at_once = DEPTH if self._powerless else 1
+        return at_once * self._scenario.connections * bool(self._fates(pid))
+
+    def _known_and_not_told(self) -> set[str]:
+        """A reply that was read and recorded is a fact, whoever had judged before, and whatever befell the ledger."""
+        accepted = {key for (_, key), said in self._recordings.said.items() if said.accepted}
+        return {
+            one.address
+            for one in self._evidence.deliveries
+            if one.recipient_key in accepted and one.state is not DeliveryState.SENT
+        }
 
     def _should_be_known(self) -> set[str]:
-        """Of whoever was frozen and lived on: it has read the answers that the relay gave meanwhile."""
+        """Of whoever was frozen and lived on to its end: it has read the answers that the relay gave meanwhile."""
         excused = {noted.recipient for noted in self._evidence.noted if noted.leaves_doubt}
-        frozen = {
+        lived = {
             one.address
             for one in self.uncertain
-            if (judged := self._judged_for(one)) is not None and judged[1] is Cause.FROZEN
+            if (pid := _judged(one)) is not None and self._lived_on(pid) and self._writer(one) == pid
         }
-        return (frozen & self.copies.keys()) - excused
+        return (lived & self.copies.keys()) - excused
 
-    def _judged_for(self, one: Delivery) -> tuple[int, Cause | None] | None:
-        """The process that left a doubt by its death, as others saw it, and what had befallen it by then."""
-        found = _VANISHED.match(one.detail or "")
-        if found is None:
-            return None
-        pid = int(found[1])
-        fate = self._toll.fates.get(pid)
-        if fate is None or (one.settled_at is not None and one.settled_at < fate.at):
-            return pid, None
-        return pid, fate.cause
+    def _lived_on(self, pid: int) -> bool:
+        fates = self._fates(pid)
+        return bool(fates) and all(fate.cause is Cause.FROZEN for fate in fates)
 
-    def _bound(self, cause: Cause | None) -> int:
-        """How many doubts it explains: open dots, or a window where the judge lacks recorder or history."""
-        at_hand = cause is Cause.KILLED and self._scenario.troupe is not Troupe.HOSTS and not self._toll.held
-        return self._scenario.connections * (1 if at_hand else DEPTH)
+    def _without_a_dot(self) -> set[str]:
+        """A judge who has the whole recording of the dead doubts what it proves to be on the wire, and nothing else."""
+        return {
+            one.address
+            for one in self.uncertain
+            if self._writer(one) is None and not self._powerless and not self._recording_was_away(one)
+        }
+
+    def _recording_was_away(self, one: Delivery) -> bool:
+        """Whether the judge of a doubt was on another host, or judged one who lived."""
+        pid = _judged(one)
+        if pid is None:
+            return False
+        before = [fate.cause for fate in self._fates(pid) if one.settled_at and fate.at <= one.settled_at]
+        return self._scenario.troupe is Troupe.HOSTS or Cause.FROZEN in before or not before
+
+    @property
+    def _powerless(self) -> bool:
+        """Whether the ends of recordings were lost."""
+        return Fault.POWER_LOST in self._toll.struck
+
+    def _dots(self) -> Counter[int]:
+        """Doubts of which a dot is on record, by the process that wrote it."""
+        return Counter(pid for one in self.uncertain if (pid := self._writer(one)) is not None)
+
+    def _unproved(self) -> Counter[int]:
+        """The others, by the process that was judged."""
+        return Counter(
+            pid for one in self.uncertain if self._writer(one) is None and (pid := _judged(one)) is not None
+        )
+
+    def _writer(self, one: Delivery) -> int | None:
+        """Who wrote the dot that a doubt is about, and has no answer to it on record."""
+        said = self._recordings.of(one.recipient_key)
+        writers = [pid for pid, by in said.items() if by.unanswered and by.last is None]
+        judged = _judged(one)
+        return judged if judged in writers else next(iter(writers), None)
+
+    def _fates(self, pid: int) -> list[Fate]:
+        return self._toll.fates.get(pid, [])
+
+
+def _judged(one: Delivery) -> int | None:
+    """The process that left a doubt by its death, as others saw it."""
+    found = _VANISHED.match(one.detail or "")
+    return int(found[1]) if found else None
 
 
 def _named(what: str, addresses: Iterable[str]) -> Iterator[str]:

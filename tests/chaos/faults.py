@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from tests.wire.site import lives, until
 
 
 class Cause(StrEnum):
-    """What befell a process that explains its doubts; the worse comes later."""
+    """What befell a process that explains its doubts."""
 
     KILLED = "killed"  #: its recorder is whole
     FROZEN = "frozen"  #: others judged it while it lived
@@ -38,7 +38,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """What befell a process, and when."""
+    """What befell a process, and when, whatever the wall clocks said."""
 
     cause: Cause
     at: datetime
@@ -49,24 +49,24 @@ class Toll:
     """What the faults have done, for the checker to reckon with.
 
     Attributes:
-        fates: Of processes, by pid.
+        fates: What befell processes, one thing after the other, by pid.
         suppressed: Addresses that must not be mailed: suppressed before their batch was cut.
         struck: How often each fault did.
         held: How often the ledger was held, and accepted.
+        cut: Connections on which a dot may have been open when their relay went away.
         unorderly: Processes that did not stop when they were asked to.
     """
 
-    fates: dict[int, Fate] = field(default_factory=dict)
+    fates: dict[int, list[Fate]] = field(default_factory=dict)
     suppressed: set[str] = field(default_factory=set)
     struck: dict[Fault, int] = field(default_factory=dict)
     held: int = 0
+    cut: int = 0
     unorderly: int = 0
 
-    def blame(self, pid: int, cause: Cause, *, at: datetime) -> None:
-        """Notes what befell a process; nothing lighter takes the place of it."""
-        known, order = self.fates.get(pid), list(Cause)
-        if known is None or order.index(known.cause) < order.index(cause):
-            self.fates[pid] = Fate(cause=cause, at=known.at if known else at)
+    def blame(self, pid: int, cause: Cause) -> None:
+        """Notes what is about to befall a process."""
+        self.fates.setdefault(pid, []).append(Fate(cause=cause, at=datetime.now(UTC)))
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def befalling(blow: Blow, theatre: Theatre, toll: Toll) -> Iterator[None]:
 def _kill_sender(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     pid = _sender(theatre, blow)
     if pid is not None:
-        toll.blame(pid, Cause.KILLED, at=theatre.now())
+        toll.blame(pid, Cause.KILLED)
         send(pid, signal.SIGKILL)
     yield
     time.sleep(blow.away_s)
@@ -99,7 +99,7 @@ def _kill_main(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
 @contextlib.contextmanager
 def _kill_all(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     for pid in theatre.cast.senders():
-        toll.blame(pid, Cause.KILLED, at=theatre.now())
+        toll.blame(pid, Cause.KILLED)
     theatre.cast.kill_everybody()
     yield
     time.sleep(blow.away_s)
@@ -120,7 +120,7 @@ def _terminate(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
 def _freeze(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     pid = _sender(theatre, blow)
     if pid is not None:
-        toll.blame(pid, Cause.FROZEN, at=theatre.now())
+        toll.blame(pid, Cause.FROZEN)
         send(pid, signal.SIGSTOP)
     yield
     time.sleep(LEASE_S + blow.away_s)
@@ -176,7 +176,7 @@ def _drop_wakes(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
 @contextlib.contextmanager
 def _lose_power(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     for pid in theatre.cast.senders():
-        toll.blame(pid, Cause.POWERLESS, at=theatre.now())
+        toll.blame(pid, Cause.POWERLESS)
     theatre.cast.kill_everybody()
     draw = random.Random(blow.draw)
     for recording in theatre.recorders:
@@ -233,7 +233,7 @@ def _restore_ledger(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     time.sleep(blow.away_s)
     if copied:
         for pid in theatre.cast.senders():
-            toll.blame(pid, Cause.KILLED, at=theatre.now())
+            toll.blame(pid, Cause.KILLED)
         theatre.cast.kill_everybody()
         theatre.restore_ledger()
         went_back = theatre.went_back()

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.runs import Run
-from maintd.ledger.states import CampaignState, DeliveryState, RunState
+from maintd.ledger.states import CampaignState
 from maintd.mail.control import resume
 from maintd.smtp.mailbox import Accepted, read_index
 from tests.chaos.faults import Toll, befalling
+from tests.chaos.recordings import Recordings, read
 from tests.chaos.scenario import Blow, Scenario
 from tests.chaos.theatre import Theatre, theatre
 from tests.chaos.weather import Noted
 
 _LOOK_EVERY_S = 0.02
 #: Nothing happened for so long: nothing will. Processes may take long to begin on a busy machine.
-_PATIENCE_S = 45.0
+_PATIENCE_S = 90.0
 _GRIP_S = 0.3
-#: How far the clocks go when only deferred messages are left, so that their waits end.
-_STEP = timedelta(minutes=20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +32,13 @@ class Evidence:
     Attributes:
         campaign: None if there never was one.
         run: Its run.
-        deliveries: The ledger's account.
+        deliveries: The ledger's account; when each was settled is told in truth, whatever the wall clocks said.
         accepted: The relay's.
         noted: What the relay did besides.
         toll: What the faults did.
         resumed: How often a breaker had paused the campaign.
+        recordings: What the flight recorders say.
+        left: Recordings of the dead that nobody has taken over.
         seconds: How long it took.
     """
 
@@ -49,6 +50,8 @@ class Evidence:
     noted: tuple[Noted, ...]
     toll: Toll
     resumed: int
+    recordings: Recordings
+    left: tuple[str, ...]
     seconds: float
 
 
@@ -81,10 +84,23 @@ class Performance:
             with befalling(blow, self._stage, self._toll):
                 self._stage.release_answers()
         self._stage.calm()
-        self._await_end()
+        while self._ends() and not self._is_over():
+            self._stage.cast.play()
+        return self._evidence()
+
+    def _ends(self) -> bool:
+        """Waits for the end, and stops everybody; False when it did not come."""
+        came = self._await_end()
         if not self._stage.cast.terminate(self._stage.cast.mains()):
             self._toll.unorderly += 1
-        return self._evidence()
+        return came
+
+    def _is_over(self) -> bool:
+        """Whether nothing is left to be done: of the mailing, or by whoever comes after the dead.
+
+        A process that was frozen may say at its very end that the relay wants a message later.
+        """
+        return self._stage.is_over() and not self._stage.left_behind()
 
     def _await_moment(self, blow: Blow) -> None:
         if blow.at == 0:  # while the processes start, or the audience is enrolled
@@ -114,14 +130,18 @@ class Performance:
                 return
             time.sleep(_LOOK_EVERY_S / 10)
 
-    def _await_end(self) -> None:
-        seen: dict[DeliveryState, int] = {}
+    def _await_end(self) -> bool:
+        """Returns whether it came; not if nothing moves any more."""
+        seen: object = None
         since_s = time.monotonic()
-        while not self._stage.is_over() and time.monotonic() - since_s < _PATIENCE_S:
-            if (counts := self._stage.counts()) != seen:
-                seen, since_s = counts, time.monotonic()
+        while not self._is_over():
+            if (moved := (self._stage.counts(), self._stage.progress())) != seen:
+                seen, since_s = moved, time.monotonic()
+            if time.monotonic() - since_s > _PATIENCE_S:
+                return False
             self._look_after()
             time.sleep(5 * _LOOK_EVERY_S)
+        return True
 
     def _look_after(self) -> None:
         """Resumes what a breaker paused, and lets the time come for what waits."""
@@ -129,26 +149,26 @@ class Performance:
         if campaign is not None and campaign.state is CampaignState.PAUSED:
             resume(self._stage.ledger, campaign.name, now=self._stage.now())
             self._resumed += 1
-        if self._only_waits():
-            self._stage.world.step_clocks(self._stage.world.offset + _STEP)
-
-    def _only_waits(self) -> bool:
-        """Whether nothing goes on before some time has come, of deferred messages or of a run tried again."""
-        run, counts = self._stage.run(), self._stage.counts()
-        if run is not None and run.state is RunState.QUEUED:
-            return run.due_at > self._stage.now()
-        return bool(counts.get(DeliveryState.DEFERRED)) and not counts[DeliveryState.PENDING]
+        wait = self._stage.waits()
+        if wait is not None and wait > timedelta():
+            self._stage.world.step_clocks(self._stage.world.offset + wait)
 
     def _evidence(self) -> Evidence:
         stage = self._stage
+        keeps = [
+            replace(one, settled_at=one.settled_at and stage.world.in_truth(one.settled_at))
+            for one in stage.deliveries()
+        ]
         return Evidence(
             scenario=stage.scenario,
             campaign=stage.campaign(),
-            run=self._stage.run(),
-            deliveries=tuple(stage.deliveries()),
+            run=stage.run(),
+            deliveries=tuple(keeps),
             accepted=tuple(read_index(stage.mailbox)),
             noted=tuple(stage.relay.noted),
             toll=self._toll,
             resumed=self._resumed,
+            recordings=read(stage.recordings),
+            left=tuple(path.name for path in stage.left_behind()),
             seconds=time.monotonic() - self._began_s,
         )

@@ -10,20 +10,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from sqlalchemy.engine import Connection
+
 from maintd.broker.app import make_app
 from maintd.database import Database
 from maintd.errors import Unavailable
+from maintd.execution.runtime import limits_of
 from maintd.execution.trigger import trigger
 from maintd.ledger import batches, campaigns, deliveries, runs, timeline
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.engine import open_ledger
 from maintd.ledger.runs import Run
-from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, is_final
+from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, RunState, is_final
 from maintd.ledger.witness import Witness
+from maintd.mail.allowance import look
+from maintd.mail.recorder import DAMAGED, DONE
 from maintd.supervise.up import apply_files
 from tests.chaos.altered import World
 from tests.chaos.cast import Cast, Part
+from tests.chaos.recordings import is_left
 from tests.chaos.scenario import Dialect, Scenario, Troupe
 from tests.chaos.servers import PostgreSQL, Valkey, new_database
 from tests.chaos.weather import PATIENT_S, Relay, lax_sinks
@@ -41,6 +47,7 @@ _SETTINGS = {
     "MAINTD_SMTP_CONNECT_TIMEOUT": "1 s",
     "MAINTD_SMTP_COMMAND_TIMEOUT": "1 s",
     "MAINTD_SMTP_DOT_TIMEOUT": f"{PATIENT_S + 1:g} s",
+    "MAINTD_RECORDER_KEEP": "1000 days",  # the clocks step far, and what is kept is evidence
 }
 _JOBS = """
 [newsletter]
@@ -83,6 +90,17 @@ class Theatre:
     def recorders(self) -> list[Path]:
         """Every flight recorder of every host."""
         return sorted(self.site.directory.glob("state*/recorders/*/*.rec"))
+
+    @property
+    def recordings(self) -> list[Path]:
+        """The same, and those that were put away."""
+        suffixes = (".rec", DONE, DAMAGED)
+        found = self.site.directory.glob("state*/recorders/*/*")
+        return sorted(path for path in found if path.suffix in suffixes)
+
+    def left_behind(self) -> list[Path]:
+        """Recordings of the dead that nobody has taken over yet."""
+        return [path for path in self.recorders if is_left(path)]
 
     def begin(self) -> None:
         """Applies the job, queues its run, and lets the processes start."""
@@ -183,6 +201,45 @@ class Theatre:
                 return next(iter(runs.latest(connection, job=JOB, limit=1)), None)
         except Unavailable:
             return None
+
+    def progress(self) -> object:
+        """Something that is another thing when anything has gone on."""
+        campaign, run = self.campaign(), self.run()
+        try:
+            with self.ledger.read() as connection:
+                point = timeline.standing(connection).point
+        except Unavailable:
+            point = None
+        return (
+            self.relay.accepted(),
+            point,
+            campaign and (campaign.state, campaign.audience),
+            run and (run.state, run.failures, run.losses),
+            self.left_behind(),
+        )
+
+    def waits(self) -> timedelta | None:
+        """How long it is until something goes on by itself; None if something may go on now."""
+        campaign, run = self.campaign(), self.run()
+        if run is not None and run.state is RunState.QUEUED:
+            return run.due_at - self.now()
+        if campaign is None or campaign.state is not CampaignState.SENDING:
+            return None
+        try:
+            with self.ledger.read() as connection:
+                return None if batches.held(connection) else self._opens_in(connection, campaign)
+        except Unavailable:
+            return None
+
+    def _opens_in(self, connection: Connection, campaign: Campaign) -> timedelta | None:
+        outlook = look(connection, limits_of(self.site.settings), urgent=False, now=self.now())
+        if outlook.soon:
+            return None
+        deferred = deliveries.of_campaign(
+            connection, campaign.id, state=DeliveryState.DEFERRED, limit=campaign.enrolled
+        )
+        waits = [one.due_at - self.now() for one in deferred if one.due_at is not None]
+        return min(waits + [wait.opens_in for wait in outlook.waiting.values()], default=None)
 
     def hold_answers(self, *, at: int) -> None:
         """Lets the relay keep back its answers to dots, once it has accepted so many messages."""

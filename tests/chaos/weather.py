@@ -60,7 +60,7 @@ _DEFINITE = frozenset({RelayFault.LATER, RelayFault.NO, RelayFault.CLOSING, Rela
 _USUAL = {Step.CONNECT: "220 sink.invalid ESMTP", Step.DATA: "354 End with a dot"}
 _LATE_S = 0.15
 #: Nobody gives up an answer that comes sooner.
-PATIENT_S = 1.5
+PATIENT_S = 4.0
 _STORM = 100  # answers
 
 

@@ -22,7 +22,7 @@ _SEEN = {
     Guard.MARK: "more than 1 copies",
     Guard.INTENT: "more than 1 copies",
     Guard.BOOT: "more than 1 copies",
-    Guard.MERGE: "accepted and answered, and yet in doubt",
+    Guard.MERGE: "accepted on record, and not sent",
     Guard.RESET: "more than 1 copies",
     Guard.SUPPRESSION: "suppressed, and mailed",
 }
