@@ -58,6 +58,14 @@ class SinkThread:
         self._thread.join()
         self._loop.close()
 
+    def start(self, sink: Sink, *, port: int = 0) -> int:
+        """Starts another server on the same event loop, and returns its port."""
+        return self._run(sink.start(port=port))
+
+    def stop(self, sink: Sink) -> None:
+        """Stops a server; it can be started again."""
+        self._run(sink.close())
+
     def wait_for(self, count: int, *, timeout: float = 120.0) -> None:
         """Returns once so many messages were accepted; raises `TimeoutError` if that takes too long."""
         self._run(asyncio.wait_for(self.sink.wait_for(count), timeout))

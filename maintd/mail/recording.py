@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
-from maintd.mail.entries import Damaged, Entry, Header, Kind, read_entries, read_header
+from maintd.mail.entries import Binding, Damaged, Entry, Header, Kind, read_entries, read_header
 from maintd.mail.recorder import put_away
 
 logger = logging.getLogger(__name__)
@@ -139,16 +139,18 @@ class Orphan:
         except (Damaged, OSError) as error:
             self.damage = f"{error}, from entry {read + 1:,} on"
 
-    def facts(self) -> Iterator[tuple[int, Outcome]]:
-        """Every reply that can be read, with the id of its batch, in the order of writing, in flat memory.
+    def facts(self) -> Iterator[tuple[Binding, Outcome]]:
+        """Every reply that can be read, with the campaign it is of, in the order of writing, in flat memory.
 
-        Only acceptances hold whatever the ledger says meanwhile. A refusal or a deferral is about one attempt: it
-        holds while the delivery's ordinal is in that batch.
+        Only acceptances hold whatever the ledger says meanwhile. A refusal or a deferral is about one attempt.
         """
+        bound: dict[int, Binding] = {}
         with contextlib.suppress(Damaged):
             for entry in self.entries():
-                if entry.kind is Kind.REPLY:
-                    yield entry.batch_id, entry.outcome()
+                if entry.kind is Kind.BATCH:
+                    bound[entry.batch_id] = entry.binding()
+                elif entry.kind is Kind.REPLY and entry.batch_id in bound:
+                    yield bound[entry.batch_id], entry.outcome()
 
     def put_away(self, *, now: datetime) -> None:
         """Keeps it for its time, for the ledger has all that can be read; a damaged one's name says so."""

@@ -140,15 +140,17 @@ def _recover_orphan(ledger: Database, orphan: Orphan, *, scene: Scene, now: date
 
 
 def _merge_acceptances(ledger: Database, orphan: Orphan, *, now: datetime) -> None:
-    """An acceptance holds whatever was believed since; anything else was about one attempt that others judged."""
-    accepted = ((batch_id, one) for batch_id, one in orphan.facts() if one.state is DeliveryState.SENT)
-    for batch_id, outcomes in groupby(accepted, key=itemgetter(0)):
+    """An acceptance holds whatever was believed since; anything else was about one attempt that others judged.
+
+    It is of a campaign and a recipient: whoever judged may have let others have the batch.
+    """
+    accepted = ((binding.uid, one) for binding, one in orphan.facts() if one.state is DeliveryState.SENT)
+    for uid, outcomes in groupby(accepted, key=itemgetter(0)):
         while chunk := [outcome for _, outcome in islice(outcomes, _CHUNK)]:
             with ledger.write() as connection:
-                batch = batches.find(connection, batch_id)
-                # A ledger that was restored may have forgotten the batch, or given its number to another.
-                if batch is not None and batch.recorder == orphan.name:
-                    deliveries.settle(connection, batch.campaign_id, chunk, now=now)
+                campaign = campaigns.of_uid(connection, uid)
+                if campaign is not None:  # else the ledger was restored, or has forgotten it for its age
+                    deliveries.settle(connection, campaign.id, chunk, now=now)
 
 
 @contextlib.contextmanager

@@ -107,15 +107,37 @@ class _Account:
 
     def _too_many_copies(self) -> Iterator[str]:
         most = self._scenario.max_copies
-        yield from _named(
-            f"more than {most} copies", [to for to, count in self.copies.items() if count > most]
-        )
-        doubtless = [to for to, count in self.copies.items() if count > 1 and self._copies_of(to) < count]
+        several = {to: count for to, count in self.copies.items() if count > 1}
+        above = [to for to, count in several.items() if count > most + self._forgotten(to)]
+        yield from _named(f"more than {most} copies", above)
+        doubtless = [to for to, count in several.items() if self._copies_of(to) + self._forgotten(to) < count]
         yield from _named("copies that no doubt explains", doubtless)
+        yield from _named("mailed although their acceptance was on record", self._mailed_again())
 
     def _copies_of(self, address: str) -> int:
         one = self._of.get(address)
         return one.copies + 1 if one is not None else 0
+
+    def _forgotten(self, address: str) -> int:
+        """Copies that a ledger which went back does not know of: dots without an answer, in recordings."""
+        one = self._of.get(address)
+        if one is None or self._toll.restored_at is None or self._scenario.policy is Policy.NEVER_DUPLICATE:
+            return 0
+        return sum(said.unanswered for said in self._recordings.of(one.recipient_key).values())
+
+    def _mailed_again(self) -> set[str]:
+        """By whoever began after the ledger went back: it has been made good with what was on record before."""
+        again = {key for (pid, key), said in self._recordings.said.items() if said.dots and self._is_new(pid)}
+        known = {
+            key
+            for (pid, key), said in self._recordings.said.items()
+            if said.accepted and not self._is_new(pid)
+        }
+        return {one.address for one in self._evidence.deliveries if one.recipient_key in again & known}
+
+    def _is_new(self, pid: int) -> bool:
+        restored_at = self._toll.restored_at
+        return restored_at is not None and self._recordings.begun[pid] > restored_at
 
     def _foreign(self) -> Iterator[str]:
         """Every message is one of this campaign's, and went to its own recipient alone."""

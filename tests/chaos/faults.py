@@ -52,7 +52,8 @@ class Toll:
         fates: What befell processes, one thing after the other, by pid.
         suppressed: Addresses that must not be mailed: suppressed before their batch was cut.
         struck: How often each fault did.
-        held: How often the ledger was held, and accepted.
+        restored_at: When the ledger went back in time, whatever the wall clocks said.
+        held: How often it was held because of that, and accepted.
         cut: Connections on which a dot may have been open when their relay went away.
         unorderly: Processes that did not stop when they were asked to.
     """
@@ -60,6 +61,7 @@ class Toll:
     fates: dict[int, list[Fate]] = field(default_factory=dict)
     suppressed: set[str] = field(default_factory=set)
     struck: dict[Fault, int] = field(default_factory=dict)
+    restored_at: datetime | None = None
     held: int = 0
     cut: int = 0
     unorderly: int = 0
@@ -228,7 +230,7 @@ def _restore_ledger(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
     campaign = theatre.campaign()
     copied = campaign is not None and campaign.enrolled_at is not None
     if copied:
-        theatre.copy_ledger()
+        theatre.backup.take()
     yield
     time.sleep(blow.away_s)
     if copied:
@@ -236,6 +238,7 @@ def _restore_ledger(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
             toll.blame(pid, Cause.KILLED)
         theatre.cast.kill_everybody()
         theatre.restore_ledger()
+        toll.restored_at = datetime.now(UTC)
         went_back = theatre.went_back()
         theatre.cast.play()
         if went_back:
@@ -255,6 +258,14 @@ def _accept(theatre: Theatre, toll: Toll) -> None:
         done = theatre.site.maintd("ledger", *command, MAINTD_STATE_DIR=str(state))
         if done.returncode:
             raise RuntimeError(f"maintd ledger {command[0]} failed: {done.stderr}")
+
+
+@contextlib.contextmanager
+def _relay_away(theatre: Theatre, toll: Toll, blow: Blow) -> Iterator[None]:
+    toll.cut += theatre.scenario.senders * theatre.scenario.connections
+    with theatre.relays.one_away(random.Random(blow.draw)):
+        yield
+        time.sleep(blow.away_s)
 
 
 @contextlib.contextmanager
@@ -303,5 +314,6 @@ _FAULTS: Mapping[Fault, Callable[[Theatre, Toll, Blow], AbstractContextManager[N
     Fault.DISK_FULL: _fill_disk,
     Fault.POSTGRESQL_CRASHED: _crash_postgresql,
     Fault.LEDGER_RESTORED: _restore_ledger,
+    Fault.RELAY_AWAY: _relay_away,
     Fault.SUPPRESS: _suppress,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from maintd.ledger.deliveries import Delivery
 from maintd.ledger.runs import Run
 from maintd.ledger.states import CampaignState
 from maintd.mail.control import resume
-from maintd.smtp.mailbox import Accepted, read_index
+from maintd.smtp.mailbox import Accepted
 from tests.chaos.faults import Toll, befalling
 from tests.chaos.recordings import Recordings, read
+from tests.chaos.relays import taken
 from tests.chaos.scenario import Blow, Scenario
 from tests.chaos.theatre import Theatre, theatre
 from tests.chaos.weather import Noted
@@ -82,7 +83,7 @@ class Performance:
         for blow in self._stage.scenario.blows:
             self._await_moment(blow)
             with befalling(blow, self._stage, self._toll):
-                self._stage.release_answers()
+                self._stage.relays.release_answers()
         self._stage.calm()
         while self._ends() and not self._is_over():
             self._stage.cast.play()
@@ -110,7 +111,7 @@ class Performance:
         if blow.held:
             self._stage.hold_answers(at=count)
         seen, since_s = -1, time.monotonic()
-        while (accepted := self._stage.sink.sink.accepted) < count:
+        while (accepted := self._stage.relays.accepted) < count:
             if accepted != seen:
                 seen, since_s = accepted, time.monotonic()
             if time.monotonic() - since_s > _PATIENCE_S or self._stage.is_over():
@@ -123,7 +124,7 @@ class Performance:
     def _await_grip(self) -> None:
         """Until a dot is open on every connection of a sender, or no further one comes."""
         holding, since_s = 0, time.monotonic()
-        while (now_holding := self._stage.relay.holding) < self._stage.scenario.connections:
+        while (now_holding := self._stage.relays.script.holding) < self._stage.scenario.connections:
             if now_holding != holding:
                 holding, since_s = now_holding, time.monotonic()
             if time.monotonic() - since_s > (_GRIP_S if holding else 10 * _GRIP_S):
@@ -156,7 +157,7 @@ class Performance:
     def _evidence(self) -> Evidence:
         stage = self._stage
         keeps = [
-            replace(one, settled_at=one.settled_at and stage.world.in_truth(one.settled_at))
+            one._replace(settled_at=one.settled_at and stage.world.in_truth(one.settled_at))
             for one in stage.deliveries()
         ]
         return Evidence(
@@ -164,11 +165,11 @@ class Performance:
             campaign=stage.campaign(),
             run=stage.run(),
             deliveries=tuple(keeps),
-            accepted=tuple(read_index(stage.mailbox)),
-            noted=tuple(stage.relay.noted),
+            accepted=taken(stage.site.directory),
+            noted=tuple(stage.relays.script.noted),
             toll=self._toll,
             resumed=self._resumed,
-            recordings=read(stage.recordings),
+            recordings=read(stage.recordings, in_truth=stage.world.in_truth),
             left=tuple(path.name for path in stage.left_behind()),
             seconds=time.monotonic() - self._began_s,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from maintd.ledger.deliveries import Outcome
@@ -18,11 +19,13 @@ class Said:
     """What one process has on record of one recipient.
 
     Attributes:
-        unanswered: Dots that may have been written and of which no reply was recorded.
+        dots: That may have been written.
+        unanswered: Those of which no reply was recorded.
         accepted: A reply says that the relay has it.
         last: What the reply to the last dot did; None while that has none.
     """
 
+    dots: int = 0
     unanswered: int = 0
     accepted: bool = False
     last: Outcome | None = None
@@ -30,6 +33,7 @@ class Said:
     def take(self, entry: Entry) -> None:
         """Takes in one more entry."""
         if entry.kind is Kind.INTENT:
+            self.dots += 1
             self.unanswered += 1
             self.last = None
         elif entry.kind is Kind.REPLY:
@@ -44,9 +48,11 @@ class Recordings:
 
     Attributes:
         said: By process and recipient.
+        begun: When each process began its first one, whatever the wall clocks said.
     """
 
     said: Mapping[tuple[int, bytes], Said] = field(default_factory=dict)
+    begun: Mapping[int, datetime] = field(default_factory=dict)
 
     def by(self, pid: int, recipient_key: bytes) -> Said:
         """What one process has of one recipient."""
@@ -57,15 +63,22 @@ class Recordings:
         return {pid: said for (pid, key), said in self.said.items() if key == recipient_key}
 
 
-def read(paths: Iterable[Path]) -> Recordings:
-    """Reads recordings, each as far as it can be."""
+def read(paths: Iterable[Path], *, in_truth: Callable[[datetime], datetime]) -> Recordings:
+    """Reads recordings, each as far as it can be.
+
+    Args:
+        paths: Where they are.
+        in_truth: When it was that the wall clocks of their writers showed a time.
+    """
     said: dict[tuple[int, bytes], Said] = {}
+    begun: dict[int, datetime] = {}
     for header, path in _in_order(paths):
+        begun.setdefault(header.pid, in_truth(header.created_at))
         with contextlib.suppress(Damaged), path.open("rb") as file:
             for entry in read_entries(file):
                 if entry.kind is not Kind.BATCH:
                     said.setdefault((header.pid, entry.recipient_key), Said()).take(entry)
-    return Recordings(said=said)
+    return Recordings(said=said, begun=begun)
 
 
 def is_left(path: Path) -> bool:

@@ -51,6 +51,7 @@ class Fault(StrEnum):
     LEDGER_RESTORED = (
         "ledger-restored"  #: a copy of this moment takes its place later, and an operator accepts it
     )
+    RELAY_AWAY = "relay-away"  #: one stops listening and drops its connections, for a while
     SUPPRESS = "suppress"  #: some who were not claimed yet come onto the suppression list
 
 
@@ -69,6 +70,8 @@ _ALWAYS_POSSIBLE = (
     Fault.WAKES_DROPPED,
     Fault.POWER_LOST,
     Fault.DISK_FULL,
+    Fault.LEDGER_RESTORED,
+    Fault.RELAY_AWAY,
     Fault.SUPPRESS,
 )
 #: What is lost with them cannot be made good when the ledger is restored besides: the last replies, and who was
@@ -105,7 +108,9 @@ class Scenario:
         connections: To the relay, of each of them.
         batch: Deliveries in one claim.
         blows: In the order of their moments.
-        weather: How the relay behaves until all blows have fallen.
+        weather: How the relays behave until all blows have fallen.
+        relays: How many there are: of two one gets twice as much as the other, a third one stands by.
+        lanes: Some domains have limits of their own, and so have the campaign and all mail together.
         without: Guards of the product that are taken out.
     """
 
@@ -119,6 +124,8 @@ class Scenario:
     batch: int = 50
     blows: tuple[Blow, ...] = ()
     weather: Weather = CLEAR
+    relays: int = 1
+    lanes: bool = False
     without: frozenset[str] = frozenset()
 
     @property
@@ -134,6 +141,7 @@ class Scenario:
     def __str__(self) -> str:
         blows = " ".join(f"{blow.fault}@{blow.at:.0%}{'!' if blow.held else ''}" for blow in self.blows)
         where = f"{self.dialect} {self.troupe} {self.senders}x{self.connections}/{self.batch} {self.policy}"
+        where += f" {self.relays} relays" * (self.relays > 1) + " lanes" * self.lanes
         return f"{where} | {blows} | {self.weather}"
 
 
@@ -151,18 +159,16 @@ def scenario_of(seed: int, *, people: int) -> Scenario:
         senders=draw.choice([1, 2, 2]),
         connections=draw.choice([2, 4, 8]),
         batch=draw.choice([20, 50, 200]),
-        blows=_blows(draw, _possible(dialect, policy)),
+        blows=_blows(draw, _possible(dialect)),
         weather=any_weather(draw, people=people),
+        relays=draw.choice([1, 1, 2, 3]),
+        lanes=draw.random() < 0.25,
     )
 
 
-def _possible(dialect: Dialect, policy: Policy) -> list[Fault]:
-    possible = list(_ALWAYS_POSSIBLE)
-    if dialect is Dialect.POSTGRESQL:
-        possible.append(Fault.POSTGRESQL_CRASHED)
-    elif policy is Policy.NEVER_DUPLICATE:
-        possible += [Fault.LEDGER_RESTORED] * 2
-    return possible
+def _possible(dialect: Dialect) -> list[Fault]:
+    crash = [Fault.POSTGRESQL_CRASHED] if dialect is Dialect.POSTGRESQL else []
+    return [*_ALWAYS_POSSIBLE, *crash]
 
 
 def _blows(draw: random.Random, possible: Sequence[Fault]) -> tuple[Blow, ...]:

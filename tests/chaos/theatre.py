@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,12 +27,13 @@ from maintd.mail.allowance import look
 from maintd.mail.recorder import DAMAGED, DONE
 from maintd.supervise.up import apply_files
 from tests.chaos.altered import World
+from tests.chaos.backup import Backup
 from tests.chaos.cast import Cast, Part
 from tests.chaos.recordings import is_left
+from tests.chaos.relays import Relays, relays
 from tests.chaos.scenario import Dialect, Scenario, Troupe
 from tests.chaos.servers import PostgreSQL, Valkey, new_database
-from tests.chaos.weather import PATIENT_S, Relay, lax_sinks
-from tests.sinks import SinkThread
+from tests.chaos.weather import PATIENT_S, lax_sinks
 from tests.wire.site import Site
 
 JOB = "newsletter"
@@ -60,6 +60,9 @@ from       = "Site <news@site.example>"
 uncertain  = "{policy}"
 max_copies = 3
 """
+_LIMIT = 'limit = "{people}/s"'
+#: With lanes the people are of these, by turns; else all of the first.
+_DOMAINS = ("people.example", "slow.example", "quick.example", "quicker.example")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +77,12 @@ class Theatre:
     scenario: Scenario
     site: Site
     ledger: Database
+    backup: Backup
     world: World
     cast: Cast
     valkey: Valkey
-    sink: SinkThread
-    relay: Relay
+    relays: Relays
     postgresql: PostgreSQL | None
-
-    @property
-    def mailbox(self) -> Path:
-        """The directory of the sink."""
-        return self.site.directory / "mailbox"
 
     @property
     def recorders(self) -> list[Path]:
@@ -147,29 +145,11 @@ class Theatre:
         """The state directories of all hosts."""
         return sorted(self.site.directory.glob("state*"))
 
-    def copy_ledger(self) -> None:
-        """Makes a copy of the SQLite ledger as it is now, while others work with it."""
-        with (
-            contextlib.closing(sqlite3.connect(self._file)) as ledger,
-            contextlib.closing(sqlite3.connect(self._copy)) as copy,
-        ):
-            ledger.backup(copy)
-
     def restore_ledger(self) -> None:
-        """Puts the copy into its place; nobody may work with it."""
+        """Puts the backup into the place of the ledger; nobody may work with it."""
         self.ledger.dispose()
         self.site.runtime.ledger.dispose()
-        for leftover in self._file.parent.glob(f"{self._file.name}-*"):
-            leftover.unlink()
-        self._copy.replace(self._file)
-
-    @property
-    def _file(self) -> Path:
-        return self.site.directory / "ledger.db"
-
-    @property
-    def _copy(self) -> Path:
-        return self.site.directory / "copy.db"
+        self.backup.restore()
 
     def went_back(self) -> bool:
         """Whether some host has seen the ledger further than it stands; not if nothing has gone out since the copy."""
@@ -211,7 +191,7 @@ class Theatre:
         except Unavailable:
             point = None
         return (
-            self.relay.accepted(),
+            self.relays.accepted,
             point,
             campaign and (campaign.state, campaign.audience),
             run and (run.state, run.failures, run.losses),
@@ -242,16 +222,12 @@ class Theatre:
         return min(waits + [wait.opens_in for wait in outlook.waiting.values()], default=None)
 
     def hold_answers(self, *, at: int) -> None:
-        """Lets the relay keep back its answers to dots, once it has accepted so many messages."""
-        self.relay.held_from = at
-
-    def release_answers(self) -> None:
-        """Lets it give them."""
-        self.sink.call(self.relay.release)
+        """Lets the relays keep back their answers to dots, once they have accepted so many messages."""
+        self.relays.script.held_from = at
 
     def calm(self) -> None:
-        """Ends all faults: the relay behaves, and whatever was taken away is there again."""
-        self.sink.call(self.relay.settle_down)
+        """Ends all faults: the relays behave, and whatever was taken away is there again."""
+        self.relays.settle_down()
         self.world.fill_disk(full=False)
         self.world.step_clocks(max(self.world.offset, timedelta(0)))
         self.valkey.start()
@@ -294,20 +270,17 @@ def theatre(scenario: Scenario, directory: Path, *, server_url: str) -> Iterator
         valkey.start()
         if scenario.weather.lax:
             stack.enter_context(lax_sinks())
-        sink = stack.enter_context(SinkThread(directory / "mailbox", store=False))
-        relay = Relay(
-            weather=scenario.weather,
-            draw=random.Random(scenario.seed),
-            accepted=lambda: sink.sink.accepted,
-            notes=directory / "faults.jsonl",
+        mail = relays(
+            directory, count=scenario.relays, weather=scenario.weather, draw=random.Random(scenario.seed)
         )
-        sink.sink.script = relay
+        found = stack.enter_context(mail)
         site = Site(
             directory,
             ledger_url=ledger_url,
-            smtp_url=sink.url,
+            smtp_url=found.url,
             people=scenario.people,
-            jobs=_JOBS.format(policy=scenario.policy),
+            domains=_DOMAINS if scenario.lanes else _DOMAINS[:1],
+            jobs=_jobs(scenario),
             given=_settings(scenario, redis_url=valkey.url),
         )
         stack.callback(site.runtime.close)
@@ -320,24 +293,43 @@ def theatre(scenario: Scenario, directory: Path, *, server_url: str) -> Iterator
             scenario=scenario,
             site=site,
             ledger=ledger,
+            backup=Backup(ledger_url, directory / "ledger.backup"),
             world=world,
             cast=cast,
             valkey=valkey,
-            sink=sink,
-            relay=relay,
+            relays=found,
             postgresql=postgresql,
         )
 
 
+def _jobs(scenario: Scenario) -> str:
+    limit = _LIMIT.format(people=scenario.people) if scenario.lanes else ""
+    return _JOBS.format(policy=scenario.policy) + limit
+
+
+def _lanes(people: int) -> dict[str, str]:
+    """Limits under which a mailing takes some seconds."""
+    return {
+        "MAINTD_SMTP_LIMIT": f"{people}/s",
+        "MAINTD_LANE_SLOW": f"{people // 12}/s slow.example",
+        "MAINTD_LANE_QUICK": f"{people // 3}/s quick.example quicker.example",
+    }
+
+
 def _settings(scenario: Scenario, *, redis_url: str) -> dict[str, str]:
     root = Path(__file__).parents[2]
-    return _SETTINGS | {
-        "MAINTD_REDIS_URL": redis_url,
-        "MAINTD_SMTP_CONNECTIONS": str(scenario.connections),
-        "MAINTD_MAIL_BATCH": str(scenario.batch),
-        "MAINTD_MAIL_PROCESSES": str(scenario.senders),
-        "PYTHONPATH": str(root),
-    }
+    lanes = _lanes(scenario.people) if scenario.lanes else {}
+    return (
+        _SETTINGS
+        | lanes
+        | {
+            "MAINTD_REDIS_URL": redis_url,
+            "MAINTD_SMTP_CONNECTIONS": str(scenario.connections),
+            "MAINTD_MAIL_BATCH": str(scenario.batch),
+            "MAINTD_MAIL_PROCESSES": str(scenario.senders),
+            "PYTHONPATH": str(root),
+        }
+    )
 
 
 def _parts(scenario: Scenario, directory: Path) -> list[Part]:

@@ -31,6 +31,7 @@ from maintd.mail.entries import (
     Damaged,
     Header,
     Kind,
+    batch_bytes,
     header_bytes,
     intent_bytes,
     read_entries,
@@ -49,7 +50,7 @@ from maintd.mail.recorder import (
     this_boot,
     this_machine,
 )
-from maintd.mail.recording import Recording, adopt, judge, orphans, read_recording
+from maintd.mail.recording import Orphan, Recording, adopt, judge, orphans, read_recording
 from tests.ledgers import NOW, HandClock
 
 SENT, DEFERRED = DeliveryState.SENT, DeliveryState.DEFERRED
@@ -60,8 +61,8 @@ UID, BOOT, MACHINE = "5eed" * 8, "2cc00fb6-e772-4ef2-902b-870e562a6fe1", "3d12" 
 BINDING = Binding(uid="ca" * 16, job="digest", edition="2026-W47")
 HEADER = Header(uid=UID, boot_id=BOOT, machine_id=MACHINE, pid=42, created_at=NOW)
 
-#: A dot intent (its recipient) or a reply, with the batch.
-Written = tuple[int, bytes | Outcome]
+#: A dot intent (its recipient), a reply, or whose the batch is; with the batch.
+Written = tuple[int, bytes | Outcome | Binding]
 
 
 def sent(key: bytes) -> Outcome:
@@ -86,6 +87,8 @@ def file_of(written: Sequence[Written], header: Header = HEADER) -> bytes:
     for batch_id, what in written:
         if isinstance(what, Outcome):
             entry, crc = reply_bytes(batch_id, what, after=crc)
+        elif isinstance(what, Binding):
+            entry, crc = batch_bytes(batch_id, what, after=crc)
         else:
             entry, crc = intent_bytes(batch_id, what, after=crc)
         data += entry
@@ -247,6 +250,7 @@ def test_a_file_of_another_format_is_not_read(place: int) -> None:
 
 
 def test_a_recorder_writes_what_its_successor_reads(tmp_path: Path, recorder: Recorder) -> None:
+    recorder.begin(BATCH, BINDING)
     recorder.intend(BATCH, ANN)
     recorder.read(BATCH, deferred(ANN))
     recorder.intend(BATCH, BEN)
@@ -259,7 +263,7 @@ def test_a_recorder_writes_what_its_successor_reads(tmp_path: Path, recorder: Re
         assert recording.outcomes == {ANN: deferred(ANN)}
         assert recording.unanswered == {BEN}
         assert recording.intact
-        assert list(orphan.facts()) == [(BATCH, deferred(ANN))]
+        assert list(orphan.facts()) == [(BINDING, deferred(ANN))]
 
 
 def test_the_recording_of_a_living_process_cannot_be_had(tmp_path: Path, recorder: Recorder) -> None:
@@ -350,14 +354,14 @@ def test_a_recorder_whose_file_was_put_away_while_it_rested_begins_another(
 
 
 def test_a_damaged_orphan_is_put_away_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = left_by_the_dead(tmp_path, [(BATCH, sent(ANN))])
+    path = left_by_the_dead(tmp_path, [(BATCH, BINDING), (BATCH, sent(ANN))])
     with path.open("ab") as file:
         file.write(b"torn")
     for orphan in orphans(tmp_path):
-        assert list(orphan.facts()) == [(BATCH, sent(ANN))]
+        assert list(orphan.facts()) == [(BINDING, sent(ANN))]
         orphan.put_away(now=NOW)
     assert [path.suffix for path in tmp_path.iterdir()] == [DAMAGED]
-    assert "from entry 2 on" in caplog.text
+    assert "from entry 3 on" in caplog.text
 
 
 @pytest.mark.parametrize("begun_only", [True, False])
@@ -473,6 +477,7 @@ from pathlib import Path
 from maintd.clock import SystemClock
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
+from maintd.mail.entries import Binding
 from maintd.mail.recorder import Recorder, RecorderFailed
 
 def create():
@@ -502,6 +507,8 @@ def lines(process: subprocess.Popen[str]) -> IO[str]:
 def test_what_a_killed_process_wrote_is_all_there_and_its_lock_is_free(tmp_path: Path) -> None:
     code = """
 recorder = create()
+for batch in (0, 1):
+    recorder.begin(batch, Binding(uid="ca" * 16, job="digest", edition="ever"))
 number = 0
 while True:
     recorder.intend(number % 2, key(number))
@@ -637,20 +644,32 @@ def test_what_cannot_be_opened_cannot_be_had_and_is_told(
 
 
 def test_facts_before_damage_count(tmp_path: Path) -> None:
-    path = left_by_the_dead(tmp_path, [(BATCH, sent(ANN)), (OTHER_BATCH, sent(BEN))])
+    other = replace(BINDING, uid="0b" * 16)
+    written: list[Written] = [
+        (BATCH, BINDING),
+        (BATCH, sent(ANN)),
+        (OTHER_BATCH, other),
+        (OTHER_BATCH, sent(BEN)),
+    ]
+    path = left_by_the_dead(tmp_path, written)
     with path.open("ab") as file:
         file.write(b"torn")
     with adopt(path) as orphan:
         assert orphan is not None
-        assert list(orphan.facts()) == [(BATCH, sent(ANN)), (OTHER_BATCH, sent(BEN))]
+        assert list(orphan.facts()) == [(BINDING, sent(ANN)), (other, sent(BEN))]
         assert not orphan.recording(BATCH).intact
 
 
+def test_a_reply_in_a_batch_that_is_nobodys_is_no_fact(tmp_path: Path) -> None:
+    path = left_by_the_dead(tmp_path, [(BATCH, BINDING), (OTHER_BATCH, sent(BEN)), (BATCH, sent(ANN))])
+    assert list(Orphan(path).facts()) == [(BINDING, sent(ANN))]
+
+
 def test_two_readings_of_one_orphan_do_not_disturb_each_other(tmp_path: Path) -> None:
-    path = left_by_the_dead(tmp_path, [(BATCH, sent(ANN)), (BATCH, sent(BEN))])
+    path = left_by_the_dead(tmp_path, [(BATCH, BINDING), (BATCH, sent(ANN)), (BATCH, sent(BEN))])
     with adopt(path) as orphan:
         assert orphan is not None
-        assert [orphan.recording(batch_id).intact for batch_id, _ in orphan.facts()] == [True, True]
+        assert [orphan.recording(BATCH).intact for _ in orphan.facts()] == [True, True]
 
 
 # ── what a recording proves ─────────────────────────────────────────────────────────────────────────────────────────

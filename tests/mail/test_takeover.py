@@ -20,6 +20,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.tables import batches as batch_rows
+from maintd.ledger.tables import campaigns as campaign_rows
 from maintd.mail.entries import Binding
 from maintd.mail.held import HeldBatch, Pumped
 from maintd.mail.recorder import Recorder, RecorderFailed
@@ -206,11 +207,27 @@ def test_a_pump_leaves_no_recording_behind_when_all_is_settled(
     assert list(scene.directory.glob("*.rec")) == []
 
 
-def test_another_ledgers_or_a_forgotten_batch_is_left_out_of_the_merge(
+def test_an_acceptance_is_merged_although_somebody_else_has_the_batch_by_now(
     ledger: Database, campaign: Campaign, held: HeldBatch, recorder: Recorder, scene: Scene, clock: HandClock
 ) -> None:
-    """As after a restored backup: the number of the batch is another's now, or nobody's."""
+    """As when a judge on another host was quicker: the batch names the recorder of whoever took it up."""
+    nowhere = Scene(directory=scene.directory / "not here", boot_id="", machine_id="")
     with ledger.write() as connection:
+        (seen,) = batches.held(connection)
+    recover_batch(ledger, seen, scene=nowhere, now=clock.now())
+    with ledger.write() as connection:
+        batches.claim(connection, campaign.id, size=12, token="theirs", owner="host:2", recorder="another")
+    recorder.close()
+    assert recover_orphans(ledger, scene=scene, now=clock.now()) == 0
+    assert tallied(ledger, campaign.id) == {SENT: 1, UNCERTAIN: 9, PENDING: 2}
+
+
+def test_another_campaigns_acceptance_is_left_out_of_the_merge(
+    ledger: Database, campaign: Campaign, held: HeldBatch, recorder: Recorder, scene: Scene, clock: HandClock
+) -> None:
+    """As after a restored backup: the numbers of campaign and batch are another's now, or nobody's."""
+    with ledger.write() as connection:
+        connection.execute(sa.update(campaign_rows).values(uid="f" * 32))
         connection.execute(sa.update(batch_rows).values(recorder="another"))
     recorder.read(10_000, replace(ACCEPTED, recipient_key=key_of(5)))
     recorder.close()

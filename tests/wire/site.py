@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,11 +87,12 @@ class Site:
         ledger_url: str,
         smtp_url: str,
         people: int,
+        domains: Sequence[str] = ("people.example",),
         jobs: str = JOBS,
         given: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
-        self.people = [f"person{number}@people.example" for number in range(people)]
+        self.people = [f"person{number}@{domains[number % len(domains)]}" for number in range(people)]
         source_url = f"sqlite:///{directory / 'app.db'}"
         (directory / "schedules").mkdir()
         (directory / "templates" / "news").mkdir(parents=True)
