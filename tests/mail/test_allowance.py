@@ -195,6 +195,9 @@ def test_a_campaign_keeps_to_its_own_limit_and_others_do_not(
     assert tallied(ledger, quick.id) == {SENT: 9}
     (wait,) = outlook(ledger, limits(), clock).waiting.values()
     assert wait.why == "campaign hello/slow: 4/h"
+    row = f"{allowances.of_campaign(slow.id)} per h"
+    with ledger.read() as connection:
+        assert allowances.read(connection, [row])[row] is not None
 
 
 def test_bulk_leaves_a_tenth_of_the_relay_to_urgent_mail(
