@@ -42,9 +42,9 @@ PIPELINE = "nightly"
 CAMPAIGN_JOB = "weekly-digest"
 CONNECTIONS = 8
 
-#: Quick enough that a takeover can be watched; a production machine has ten times as long.
+#: Quick enough to be watched. The lease is not what a takeover waits for, on one host: it bears with a busy machine.
 _QUICK = {
-    "MAINTD_LEASE": "2 s",
+    "MAINTD_LEASE": "10 s",
     "MAINTD_HEARTBEAT": "500 ms",
     "MAINTD_TICK": "200 ms",
     "MAINTD_RECONCILE": "300 ms",
