@@ -25,11 +25,13 @@ from benchmarks import rivals
 from benchmarks.mailing import CONNECTIONS, Bench, Figures, Mailing
 from benchmarks.page import surroundings, table, target, version_of, write_section
 from benchmarks.servers import postgresql, relays, valkey
+from maintd.execution.queues import Queue
 
 RTTS_MS = (0.0, 1.0, 5.0, 20.0)
 LEDGERS = ("postgresql", "sqlite")
 ROUND_TRIPS = 4  # of a message on a connection without pipelining
-TARGETS = {"beyond_us": 100, "baseline": 10, "distance": 3.5, "ceiling": 0.5, "rss_mb": 150, "flat": 0.1}
+TARGETS = {"beyond_us": 100, "baseline": 10, "distance": 3.5, "ceiling": 0.5, "rss_mb": 150, "flat": 0.1,
+           "urgent_s": 1}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class Plan:
         slow: The same of plain Celery.
         seconds: Of one measurement over a distance, as long as aiosmtplib takes.
         sizes: Recipients for the memory.
+        urgent: Urgent mails, one after the other.
+        beside: Recipients of the mailing beside them.
     """
 
     rounds: int
@@ -49,10 +53,14 @@ class Plan:
     slow: int
     seconds: float
     sizes: tuple[int, ...]
+    urgent: int
+    beside: int
 
 
-QUICK = Plan(rounds=1, count=5_000, slow=500, seconds=2, sizes=(2_000, 10_000))
-WHOLE = Plan(rounds=3, count=20_000, slow=2_000, seconds=4, sizes=(10_000, 100_000))
+QUICK = Plan(rounds=1, count=5_000, slow=500, seconds=2, sizes=(2_000, 10_000), urgent=20, beside=50_000)
+WHOLE = Plan(
+    rounds=3, count=20_000, slow=2_000, seconds=4, sizes=(10_000, 100_000), urgent=100, beside=200_000
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +118,10 @@ def measure(plan: Plan, *, sizes: Sequence[int]) -> Iterator[str]:
                 ]
                 for ledger in LEDGERS
             }
+            waits_s = {ledger: _urgent(bench, ledger, plan) for ledger in LEDGERS}
     yield from ("## Mail", "")
-    yield from (*_show_near(near), "", *_show_far(far), "", *_show_memory(sizes, memory))
+    yield from (*_show_near(near), "", *_show_far(far), "", *_show_urgent(waits_s), "")
+    yield from _show_memory(sizes, memory)
 
 
 def _near(bench: Bench, template: str, plan: Plan, *, redis_url: str) -> Near:
@@ -154,6 +164,16 @@ def _far(bench: Bench, rtt_ms: float, plan: Plan) -> Far:
     ]
     maintd, aiosmtplib = zip(*rounds, strict=True)
     return Far(rtt_ms=rtt_ms, maintd=_median(maintd), aiosmtplib=_median(aiosmtplib))
+
+
+def _urgent(bench: Bench, ledger: str, plan: Plan) -> list[float]:
+    with (
+        bench.run(ledger, rtt_ms=1.0) as run,
+        run.worker(Queue.MAIL_BULK),
+        run.worker(Queue.MAIL_URGENT),
+    ):
+        run.send("small", 1, urgent=True)
+        return sorted(run.urgent_waits_s(plan.urgent, beside=plan.beside))
 
 
 def _median(figures: Sequence[Figures]) -> Figures:
@@ -239,6 +259,32 @@ def _show_far(far: Sequence[Far]) -> Iterator[str]:
     least = min(one.maintd.per_s / one.aiosmtplib.per_s for one in far if one.rtt_ms >= 1)
     yield target(f"at least {TARGETS['distance']} × aiosmtplib from 1 ms on", met=least >= TARGETS["distance"],
                   measured=f"{least:.1f} × at least")  # fmt: skip
+
+
+def _show_urgent(waits_s: dict[str, list[float]]) -> Iterator[str]:
+    yield f"{len(waits_s['sqlite'])} urgent mails, one after the other, while another process sends a large mailing,"
+    yield "1 ms from the relay: from the wake-up to the commit that says that the relay has it; milliseconds."
+    yield ""
+    yield from table(
+        ("ledger", "median", "p99", "longest"),
+        (
+            (
+                ledger,
+                *(f"{1000 * wait_s:.0f}" for wait_s in (statistics.median(waits), _p99(waits), waits[-1])),
+            )
+            for ledger, waits in waits_s.items()
+        ),
+    )
+    yield ""
+    worst_s = max(map(_p99, waits_s.values()))
+    yield target(
+        f"p99 below {TARGETS['urgent_s']} s", met=worst_s < TARGETS["urgent_s"], measured=f"{worst_s:.2f} s"
+    )
+
+
+def _p99(waits: Sequence[float]) -> float:
+    """Of sorted ones, that which one of a hundred exceeds."""
+    return waits[-1 - len(waits) // 100]
 
 
 def _show_memory(sizes: Sequence[int], memory: dict[str, list[Figures]]) -> Iterator[str]:

@@ -158,9 +158,10 @@ class Run:
         self.source.dispose()
 
     @contextlib.contextmanager
-    def worker(self) -> Iterator[int]:
-        """The pid of a mail process."""
-        command = [sys.executable, "-m", "maintd", "worker", "--queues", "mail.urgent,mail.bulk"]
+    def worker(self, *queues: Queue) -> Iterator[int]:
+        """The pid of a process for these queues; for both of mail unless any are named."""
+        named = ",".join(queues or (Queue.MAIL_URGENT, Queue.MAIL_BULK))
+        command = [sys.executable, "-m", "maintd", "worker", "--queues", named]
         environment = bare_environment() | self._settings.environment()
         with subprocess.Popen(command, env=environment) as process:
             try:
@@ -176,26 +177,40 @@ class Run:
             per_s=count / took_s, cpu_us=(cpu_s(pid) - before_s) / count * 1e6, rss_mb=_peak_mb(pid)
         )
 
-    def send(self, template: str, count: int) -> float:
+    def urgent_waits_s(self, count: int, *, beside: int) -> list[float]:
+        """Sends so many urgent mails, one after the other, while a mailing to many is sent by another process.
+
+        Returns:
+            The seconds from the wake-up for each mail to the commit that says that the relay has taken it.
+        """
+        bulk_id = self._enrol("small", beside)
+        self.wake(Queue.MAIL_BULK)
+        while not self._sent(bulk_id):
+            time.sleep(0.05)
+        waits = [self.send("small", 1, urgent=True) for _ in range(count)]
+        assert self._finished_at(bulk_id) is None, "the mailing beside was over too early"
+        return waits
+
+    def send(self, template: str, count: int, *, urgent: bool = False) -> float:
         """Enrols so many and wakes the worker; returns the seconds from then to the end of the campaign."""
-        campaign_id = self._enrol(template, count)
+        campaign_id = self._enrol(template, count, urgent=urgent)
         woken_at = datetime.now(UTC)
-        self.wake()
+        self.wake(Queue.MAIL_URGENT if urgent else Queue.MAIL_BULK)
         until_s = time.monotonic() + 60 + count / SLOWEST_PER_S
         while (finished_at := self._finished_at(campaign_id)) is None:
             assert time.monotonic() < until_s, "the mailing does not come to its end"
             time.sleep(0.05)
-        assert self._all_sent(campaign_id, count)
+        assert self._sent(campaign_id) == count
         return (finished_at - woken_at).total_seconds()
 
-    def wake(self) -> None:
+    def wake(self, queue: Queue) -> None:
         """Wakes the worker."""
         with open_wake(self._settings) as wake:
-            wake({Queue.MAIL_BULK})
+            wake({queue})
 
-    def _all_sent(self, campaign_id: int, count: int) -> bool:
+    def _sent(self, campaign_id: int) -> int:
         with self.ledger.read() as connection:
-            return deliveries.counts(connection, campaign_id)[DeliveryState.SENT] == count
+            return deliveries.counts(connection, campaign_id)[DeliveryState.SENT]
 
     def _finished_at(self, campaign_id: int) -> datetime | None:
         with self.ledger.read() as connection:
@@ -203,8 +218,8 @@ class Run:
         assert campaign.state in (CampaignState.SENDING, CampaignState.FINISHED), campaign.reason
         return campaign.finished_at
 
-    def _enrol(self, template: str, count: int) -> int:
-        return enrol_people(self.ledger, self.source, template, count).id
+    def _enrol(self, template: str, count: int, *, urgent: bool = False) -> int:
+        return enrol_people(self.ledger, self.source, template, count, urgent=urgent).id
 
 
 def enrol_people(
@@ -214,12 +229,13 @@ def enrol_people(
     count: int,
     *,
     edition: str | None = None,
+    urgent: bool = False,
     hold: Callable[[Connection], None] = lambda _: None,
 ) -> Campaign:
     """Enrols so many of `PEOPLE` as an edition of their own."""
     clock = SystemClock()
     enrolled = enrol(
-        _edition(ledger, template, count, name=edition or uuid.uuid4().hex, now=clock.now()),
+        _edition(ledger, template, count, name=edition or uuid.uuid4().hex, urgent=urgent, now=clock.now()),
         ledger=ledger,
         source=source,
         clock=clock,
@@ -231,7 +247,9 @@ def enrol_people(
     return enrolled.campaign
 
 
-def _edition(ledger: Database, template: str, count: int, *, name: str, now: datetime) -> Edition:
+def _edition(
+    ledger: Database, template: str, count: int, *, name: str, urgent: bool, now: datetime
+) -> Edition:
     queued = NewRun(
         job="news", kind="campaign", occurrence=uuid.uuid4().hex, cause="manual", nominal_at=now, options={},
         state=RunState.UNDERWAY, queue=Queue.MAINTENANCE, due_at=now,
@@ -243,16 +261,17 @@ def _edition(ledger: Database, template: str, count: int, *, name: str, now: dat
         job="news",
         name=name,
         run_id=run_id,
-        spec=_spec(template),
+        spec=_spec(template, urgent=urgent),
         files={"sql/people.sql": PEOPLE.format(count=count)}
         | {f"template/{template}/{name}": text for name, text in TEMPLATES[template].items()},
         uid=uuid.uuid4().hex,
     )
 
 
-def _spec(template: str) -> CampaignSpec:
+def _spec(template: str, *, urgent: bool) -> CampaignSpec:
     return CampaignSpec.model_validate({
         "source": "app", "audience": {"sql": "people.sql", "recipient": "id"}, "template": template, "from": SENDER,
+        "urgent": urgent,
     })  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from benchmarks.servers import postgresql, relays, valkey
 from maintd.clock import SystemClock, new_token
 from maintd.database import Database
 from maintd.errors import Interrupted
+from maintd.execution.queues import Queue
 from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.campaigns import Campaign
@@ -241,7 +242,7 @@ def resumed_s(run: Run) -> float:
         run.send("small", 500)
         began_s = time.perf_counter()
         control.resume(ledger, campaign.name, now=CLOCK.now())
-        run.wake()
+        run.wake(Queue.MAIL_BULK)
         while not _has_sent(ledger, campaign):
             time.sleep(0.02)
         took_s = time.perf_counter() - began_s
