@@ -66,6 +66,23 @@ class Cast:
                 start_new_session=True,
             )
 
+    def command(self, *arguments: str, **environ: str) -> None:
+        """Has an operator carry out a command, in the same world as all others.
+
+        Raises:
+            subprocess.CalledProcessError: It failed.
+        """
+        with (self._directory / "commands.log").open("ab") as log:
+            subprocess.run(
+                tethered(sys.executable, "-m", MODULE, *arguments),
+                env={**self._environ, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                check=True,
+            )
+
     def senders(self) -> list[int]:
         """Pids of the processes that take mail: parts, or children of parts."""
         parts = [self._processes[part.name].pid for part in self._parts if part.sends]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from maintd.smtp.faults import Step
-from tests.chaos.scenario import Blow, Fault, Scenario
+from tests.chaos.scenario import Blow, Fault, Scenario, Troupe
 from tests.chaos.weather import RelayFault, Weather
 from tests.chaos.without import Guard
 
@@ -37,4 +37,10 @@ DIRECTED: Mapping[Guard, Scenario] = {
     Guard.MERGE: _scenario(_blow(Fault.FREEZE, 0.4)),
     Guard.RESET: _scenario(_blow(Fault.WAKES_DOUBLED, 0.9, held=False), weather=_REFUSING),
     Guard.SUPPRESSION: replace(_scenario(_blow(Fault.SUPPRESS, 0.2)), batch=20),
+    Guard.PROOF: _scenario(_blow(Fault.KILL_SENDER, 0.4), weather=_SLOW),
+    # Who begins again on the host of the dead comes after the judge, and after another has taken up the batch.
+    Guard.TAKEOVER: replace(
+        _scenario(replace(_blow(Fault.KILL_SENDER, 0.4), away_s=6.0), senders=2), troupe=Troupe.HOSTS
+    ),
+    Guard.REPLAY: _scenario(_blow(Fault.LEDGER_RESTORED, 0.4), weather=_SLOW, senders=2),
 }

@@ -253,11 +253,9 @@ def _accept(theatre: Theatre, toll: Toll) -> None:
     if not theatre.cast.terminate(theatre.cast.mains()):
         toll.unorderly += 1
     *others, last = theatre.states
-    commands = [*((state, ["replay"]) for state in others), (last, ["accept", "--yes"])]
-    for state, command in commands:
-        done = theatre.site.maintd("ledger", *command, MAINTD_STATE_DIR=str(state))
-        if done.returncode:
-            raise RuntimeError(f"maintd ledger {command[0]} failed: {done.stderr}")
+    for state in others:
+        theatre.cast.command("ledger", "replay", MAINTD_STATE_DIR=str(state))
+    theatre.cast.command("ledger", "accept", "--yes", MAINTD_STATE_DIR=str(last))
 
 
 @contextlib.contextmanager

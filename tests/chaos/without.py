@@ -13,9 +13,11 @@ from maintd.ledger import batches, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.states import BatchState
 from maintd.ledger.tables import batches as table
+from maintd.mail import recover
 from maintd.mail.held import HeldBatch
 from maintd.mail.recorder import Recorder
-from maintd.mail.recording import Recording
+from maintd.mail.recording import Judgement, Recording, judge
+from maintd.mail.replay import _Replay
 from maintd.smtp.pipelined import PipelinedSession
 
 
@@ -28,6 +30,9 @@ class Guard(StrEnum):
     MERGE = "merge"  #: a reply that was read counts although the claim was lost
     RESET = "reset"  #: RSET comes before the next transaction where one was left open
     INTENT = "intent"  #: the recorder has a dot before it is written
+    PROOF = "proof"  #: of what the recording of the dead does not have no dot was written
+    TAKEOVER = "takeover"  #: who begins to mail merges what the dead of that host had read
+    REPLAY = "replay"  #: the recordings of all hosts are replayed into a ledger that went back
     SUPPRESSION = "suppression"  #: who came onto the suppression list is looked up again with the mark
 
 
@@ -80,6 +85,14 @@ def _suppress_nobody(*_args: Any, **_kwargs: Any) -> int:
     return 0
 
 
+def _judge_without(_recording: Recording | None, **scene: Any) -> Judgement:
+    return judge(None, **scene)
+
+
+def _do_nothing(*_args: Any, **_kwargs: Any) -> None:
+    """Merges nothing, replays nothing."""
+
+
 _REMOVED: Mapping[Guard, tuple[Any, str, Callable[..., Any] | property]] = {
     Guard.CLAIM: (batches, "_claim_left", _claim_any),
     Guard.MARK: (batches, "mark", _mark_nothing),
@@ -87,5 +100,8 @@ _REMOVED: Mapping[Guard, tuple[Any, str, Callable[..., Any] | property]] = {
     Guard.MERGE: (HeldBatch, "keep_facts", _keep_nothing),
     Guard.RESET: (PipelinedSession, "_unfinished", property(_finished, _unfinished)),
     Guard.INTENT: (Recorder, "intend", _intend_nothing),
+    Guard.PROOF: (recover, "judge", _judge_without),
+    Guard.TAKEOVER: (recover, "_merge_acceptances", _do_nothing),
+    Guard.REPLAY: (_Replay, "take", _do_nothing),
     Guard.SUPPRESSION: (deliveries, "suppress", _suppress_nobody),
 }

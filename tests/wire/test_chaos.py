@@ -25,6 +25,9 @@ _SEEN = {
     Guard.MERGE: "accepted on record, and not sent",
     Guard.RESET: "more than 1 copies",
     Guard.SUPPRESSION: "suppressed, and mailed",
+    Guard.PROOF: "in doubt, although no dot was written",
+    Guard.TAKEOVER: "accepted on record, and not sent",
+    Guard.REPLAY: "more than 1 copies",
 }
 
 
