@@ -25,13 +25,14 @@ from benchmarks import rivals
 from benchmarks.mailing import CONNECTIONS, Bench, Figures, Mailing
 from benchmarks.page import surroundings, table, target, version_of, write_section
 from benchmarks.servers import postgresql, relays, valkey
+from benchmarks.smtp import sink_per_s
 from maintd.execution.queues import Queue
 
 RTTS_MS = (0.0, 1.0, 5.0, 20.0)
 LEDGERS = ("postgresql", "sqlite")
 ROUND_TRIPS = 4  # of a message on a connection without pipelining
 TARGETS = {"beyond_us": 100, "baseline": 10, "distance": 3.5, "ceiling": 0.5, "rss_mb": 150, "flat": 0.1,
-           "urgent_s": 1}  # fmt: skip
+           "urgent_s": 1, "sink": 20_000}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +119,13 @@ def measure(plan: Plan, *, sizes: Sequence[int]) -> Iterator[str]:
                 ]
                 for ledger in LEDGERS
             }
+            sink = statistics.median(
+                sink_per_s(ports[0.0], count=plan.count, size=1_000) for _ in range(plan.rounds)
+            )
             waits_s = {ledger: _urgent(bench, ledger, plan) for ledger in LEDGERS}
     yield from ("## Mail", "")
     yield from (*_show_near(near), "", *_show_far(far), "", *_show_urgent(waits_s), "")
-    yield from _show_memory(sizes, memory)
+    yield from (*_show_memory(sizes, memory), "", *_show_sink(sink))
 
 
 def _near(bench: Bench, template: str, plan: Plan, *, redis_url: str) -> Near:
@@ -300,6 +304,15 @@ def _show_memory(sizes: Sequence[int], memory: dict[str, list[Figures]]) -> Iter
     yield target(f"at most {TARGETS['rss_mb']} MB", met=most <= TARGETS["rss_mb"], measured=f"{most:.0f} MB")
     yield target(
         f"no more than {TARGETS['flat']:.0%} growth", met=growth <= TARGETS["flat"], measured=f"{growth:.0%}"
+    )
+
+
+def _show_sink(per_s: float) -> Iterator[str]:
+    yield "All of this is measured against the sink of maintd. From a sender that waits for no reply it takes more than"
+    yield f"any of the above send: {per_s:,.0f} messages of 1,000 octets a second."
+    yield ""
+    yield target(
+        f"at least {TARGETS['sink']:,} a second", met=per_s >= TARGETS["sink"], measured=f"{per_s:,.0f}"
     )
 
 

@@ -13,9 +13,11 @@ import asyncio
 import functools
 import json
 import selectors
+import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -144,6 +146,21 @@ def measure(rtts_ms: list[float], *, count: int, size: int) -> list[Figures]:
             ]
         finally:
             relay.kill()
+
+
+def sink_per_s(port: int, *, count: int, size: int) -> float:
+    """Messages a second that the sink takes over one connection from a sender that never waits for a reply."""
+    opening = b"EHLO bench.example\r\n"
+    one = (b"MAIL FROM:<a@example.com>", b"RCPT TO:<b@example.com>", b"DATA", b"x" * 70, b".", b"")
+    line = b"\r\n".join([*one[:3], *[one[3]] * (size // 72), *one[4:]])
+    began_s = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(opening + line * count + b"QUIT\r\n",))
+        sender.start()
+        accepted = sum(reply.startswith(b"250 2.0.0") for reply in connection.makefile("rb"))
+        sender.join()
+    assert accepted == count, f"{accepted} of {count}"
+    return count / (time.perf_counter() - began_s)
 
 
 async def _compare(rtt_ms: float, *, port: int, count: int, size: int) -> Figures:
