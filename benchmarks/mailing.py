@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from maintd.broker.wake import open_wake
 from maintd.clock import SystemClock
@@ -230,7 +229,7 @@ def enrol_people(
     *,
     edition: str | None = None,
     urgent: bool = False,
-    hold: Callable[[Connection], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Campaign:
     """Enrols so many of `PEOPLE` as an edition of their own."""
     clock = SystemClock()
@@ -239,8 +238,8 @@ def enrol_people(
         ledger=ledger,
         source=source,
         clock=clock,
-        hold=hold,
-        progress=lambda _: None,
+        hold=lambda _: None,
+        progress=progress,
         pause=time.sleep,
         timeline=Timeline(ledger),
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import os
 import resource
 import statistics
@@ -26,7 +25,6 @@ from typing import Any
 import sqlalchemy as sa
 from rich.console import Console
 from rich.markdown import Markdown
-from sqlalchemy.engine import Connection
 
 from benchmarks.mailing import Bench, Run, enrol_people
 from benchmarks.page import surroundings, table, target, version_of, write_section
@@ -298,14 +296,12 @@ def _waits_beside(
 
 
 def _cut_off(ledger: Database, source: Database, *, recipients: int) -> None:
-    transactions = itertools.count()
-
-    def hold(_connection: Connection) -> None:
-        if next(transactions) * 1000 >= recipients:
+    def stop_at_the_end(read: int) -> None:
+        if read == recipients:
             raise Interrupted("cut off")
 
     with contextlib.suppress(Interrupted):
-        enrol_people(ledger, source, "small", recipients, edition="cut-off", hold=hold)
+        enrol_people(ledger, source, "small", recipients, edition="cut-off", progress=stop_at_the_end)
 
 
 @dataclass(frozen=True, kw_only=True)

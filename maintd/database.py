@@ -11,10 +11,11 @@ idle or waits for a lock for long.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -251,23 +252,50 @@ def parse_url(url: str, *, name: str) -> sa.URL:
                             cure="write sqlite:////path/to/file.db or postgresql://user@host/name")])  # fmt: skip
 
 
-def copy_in(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Inserts rows of the same columns with one COPY, in a fraction of an INSERT's time; PostgreSQL only.
+def insert_many(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Inserts rows of the same columns in a fraction of the usual time, on PostgreSQL with one COPY.
 
     It is part of the connection's transaction.
 
     Raises:
-        DBAPIError: As an INSERT would.
+        DBAPIError: As of an INSERT.
     """
     dialect = connection.dialect
-    quote, schema = dialect.identifier_preparer.quote, connection.schema_for_object(table)
+    columns = [column for column in table.c if column.name in rows[0]]
+    values = zip(*(_bound(column, rows, dialect) for column in columns), strict=True)
+    names = [column.name for column in columns]
+    if dialect.name == "postgresql":
+        _copy_in(connection, table, names, values)
+    else:
+        statement = sa.insert(table).compile(dialect=dialect, column_keys=names)
+        connection.exec_driver_sql(str(statement), list(values))
+
+
+def _bound(column: sa.Column[Any], rows: Sequence[Mapping[str, Any]], dialect: sa.Dialect) -> Iterable[Any]:
+    """The values of a column in the form that the driver takes."""
+    values = [row[column.name] for row in rows]
+    # What the drivers' own wrappings of these two cost is as much as all the rest of a row.
+    if isinstance(column.type, sa.JSON):
+        return map(json.dumps, values)
+    if isinstance(column.type, sa.LargeBinary):
+        return values
+    bind = column.type.dialect_impl(dialect).bind_processor(dialect)
+    return map(bind, values) if bind else values
+
+
+def _copy_in(
+    connection: Connection, table: sa.Table, names: Iterable[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    quote, schema = connection.dialect.identifier_preparer.quote, connection.schema_for_object(table)
     into = f"{quote(schema)}.{quote(table.name)}" if schema else quote(table.name)
-    columns = {name: table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in rows[0]}
-    statement = f"COPY {into} ({', '.join(map(quote, columns))}) FROM STDIN"
     driver: Any = connection.connection.driver_connection
-    with _like_an_insert(connection), driver.cursor() as cursor, cursor.copy(statement) as copy:
+    with (
+        _like_an_insert(connection),
+        driver.cursor() as cursor,
+        cursor.copy(f"COPY {into} ({', '.join(map(quote, names))}) FROM STDIN") as copy,
+    ):
         for row in rows:
-            copy.write_row([bind(row[name]) if bind else row[name] for name, bind in columns.items()])
+            copy.write_row(row)
 
 
 @contextlib.contextmanager

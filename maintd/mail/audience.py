@@ -18,7 +18,7 @@ from maintd.database import Database, first_line, is_away
 from maintd.errors import JobFailed
 from maintd.mail.campaign import SQL_PREFIX, CampaignSpec
 
-CHUNK = 1000
+CHUNK = 2000
 # Comments, then the first word. What else could stand there is no question: ATTACH makes a file even when it may not
 # write, and PRAGMA and SET change the connection.
 _BEFORE = r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/|\()*"

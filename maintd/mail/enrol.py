@@ -16,7 +16,7 @@ from maintd.errors import CapReached, JobFailed, did_you_mean
 from maintd.ledger import campaigns, deliveries, lines
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import identity
-from maintd.ledger.lines import OTHERS
+from maintd.ledger.lines import OTHERS, Stretch
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.timeline import Timeline
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
@@ -25,10 +25,10 @@ from maintd.mail.campaign import SQL_PREFIX, CampaignSpec, bundle_of, columns_us
 from maintd.mail.templates import MailTemplate, compile_bundle
 
 #: Rows in one transaction.
-_AT_ONCE = 1000
+_AT_ONCE = 2000
 #: The same on SQLite beside a sender, and the room left to it after them: there is one writer at a time, and whoever
 #: waits looks only every few milliseconds whether it is his turn.
-_AT_ONCE_BESIDE_A_SENDER = 300
+_AT_ONCE_BESIDE_A_SENDER = 500
 _ROOM_S = 0.02
 
 
@@ -249,15 +249,14 @@ class _Writer:
         """Enrols whoever of a chunk is not enrolled yet, suppressed ones settled; `read` rows became that chunk."""
         for key in deliveries.enrolled_keys(connection, self._campaign_id, list(fresh)):
             del fresh[key]
-        for key in deliveries.suppressed_keys(connection, list(fresh)):
-            if fresh[key]["state"] is DeliveryState.PENDING:
-                fresh[key] |= {"state": DeliveryState.SUPPRESSED, "settled_at": now}
-        for ordinal, delivery in enumerate(fresh.values(), start=self._tail):
+        lo, self._tail = self._tail, self._tail + len(fresh)
+        for ordinal, delivery in enumerate(fresh.values(), start=lo):
             delivery["ordinal"] = ordinal
         deliveries.insert(connection, list(fresh.values()))
+        added = Stretch(campaign_id=self._campaign_id, lane=None, lo=lo, hi=self._tail)
+        deliveries.suppress(connection, added, now=now)
         self._lanes.write(connection, self._campaign_id, fresh.values())
         self.read += read
-        self._tail += len(fresh)
         self._check_cap()
         campaigns.count_enrolled(
             connection,
