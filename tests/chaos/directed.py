@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from maintd.smtp.faults import Step
-from tests.chaos.scenario import Blow, Fault, Scenario, Troupe
+from tests.chaos.scenario import Blow, Dialect, Fault, Policy, Scenario, Troupe
 from tests.chaos.weather import RelayFault, Weather
 from tests.chaos.without import Guard
 
@@ -44,3 +44,17 @@ DIRECTED: Mapping[Guard, Scenario] = {
     ),
     Guard.REPLAY: _scenario(_blow(Fault.LEDGER_RESTORED, 0.4), weather=_SLOW, senders=2),
 }
+
+#: What a few seeds may not come to.
+BESIDES = (
+    replace(
+        _scenario(_blow(Fault.LEDGER_RESTORED, 0.4), _blow(Fault.KILL_SENDER, 0.8), weather=_SLOW, senders=2),
+        dialect=Dialect.POSTGRESQL,
+        policy=Policy.NEVER_LOSE,
+    ),
+    replace(
+        _scenario(_blow(Fault.RELAY_AWAY, 0.3), _blow(Fault.KILL_SENDER, 0.6), senders=2),
+        relays=2,
+        lanes=True,
+    ),
+)

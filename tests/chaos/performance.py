@@ -23,6 +23,8 @@ from tests.chaos.weather import Noted
 _LOOK_EVERY_S = 0.02
 #: Nothing happened for so long: nothing will. Processes may take long to begin on a busy machine.
 _PATIENCE_S = 90.0
+#: The same while mail waits for a relay that is set aside: it is tried again after 5 min at the latest.
+_PATIENCE_WITH_RELAYS_S = 400.0
 _GRIP_S = 0.3
 
 
@@ -138,11 +140,16 @@ class Performance:
         while not self._is_over():
             if (moved := (self._stage.counts(), self._stage.progress())) != seen:
                 seen, since_s = moved, time.monotonic()
-            if time.monotonic() - since_s > _PATIENCE_S:
+            if time.monotonic() - since_s > self._patience_s():
                 return False
             self._look_after()
             time.sleep(5 * _LOOK_EVERY_S)
         return True
+
+    def _patience_s(self) -> float:
+        campaign = self._stage.campaign()
+        waits = campaign is not None and campaign.reason is not None
+        return _PATIENCE_WITH_RELAYS_S if waits else _PATIENCE_S
 
     def _look_after(self) -> None:
         """Resumes what a breaker paused, and lets the time come for what waits."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.checker import Verdict, check
-from tests.chaos.directed import DIRECTED
+from tests.chaos.directed import BESIDES, DIRECTED
 from tests.chaos.performance import perform
 from tests.chaos.scenario import Scenario, scenario_of
 from tests.chaos.without import Guard
@@ -52,9 +52,11 @@ def test_whatever_fails_nobody_is_mailed_twice_and_every_doubt_is_named(
     assert verdict.problems == ()
 
 
-@pytest.mark.parametrize("scenario", sorted({*DIRECTED.values()}, key=str), ids=str)
-def test_all_is_well_where_each_guard_is_in_place(directory: Path, scenario: Scenario) -> None:
-    assert verdict_on(scenario, directory, server_url="").problems == ()
+@pytest.mark.parametrize("scenario", sorted({*DIRECTED.values(), *BESIDES}, key=str), ids=str)
+def test_all_is_well_where_each_guard_is_in_place(
+    directory: Path, postgresql_server: str, scenario: Scenario
+) -> None:
+    assert verdict_on(scenario, directory, server_url=postgresql_server).problems == ()
 
 
 @pytest.mark.parametrize("guard", Guard)
