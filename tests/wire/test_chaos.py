@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.checker import Verdict, check
-from tests.chaos.directed import BESIDES, DIRECTED
+from tests.chaos.directed import DIRECTED, LANES, RESTORED
 from tests.chaos.performance import perform
 from tests.chaos.scenario import Scenario, scenario_of
 from tests.chaos.without import Guard
@@ -52,7 +52,7 @@ def test_whatever_fails_nobody_is_mailed_twice_and_every_doubt_is_named(
     assert verdict.problems == ()
 
 
-@pytest.mark.parametrize("scenario", sorted({*DIRECTED.values(), *BESIDES}, key=str), ids=str)
+@pytest.mark.parametrize("scenario", sorted({*DIRECTED.values(), RESTORED, LANES}, key=str), ids=str)
 def test_all_is_well_where_each_guard_is_in_place(
     directory: Path, postgresql_server: str, scenario: Scenario
 ) -> None:
@@ -66,3 +66,13 @@ def test_a_missing_guard_is_noticed(directory: Path, guard: Guard) -> None:
     verdict = verdict_on(scenario, directory, server_url="")
 
     assert any(_SEEN[guard] in problem for problem in verdict.problems), verdict
+
+
+def test_whoever_is_mailed_again_after_their_acceptance_was_read_is_noticed_where_copies_are_allowed(
+    directory: Path, postgresql_server: str
+) -> None:
+    scenario = replace(RESTORED, without=frozenset({Guard.REPLAY}))
+
+    verdict = verdict_on(scenario, directory, server_url=postgresql_server)
+
+    assert any("their acceptance was on record" in problem for problem in verdict.problems), verdict
