@@ -98,9 +98,12 @@ def _found(
 ) -> set[bytes]:
     """Which of these keys a column has, by one look into its unique index for each."""
     key = _each(keys)
-    # No join and no IN: of a table that was filled just now PostgreSQL has no statistics, and would walk all of it.
-    there = sa.select(sa.true()).where(column == key, *conditions).scalar_subquery()
-    return set(connection.scalars(sa.select(key).where(there)))
+    # No join, no IN, no equality: PostgreSQL may know next to nothing of a table that is being filled, and would answer
+    # them by walking through a whole campaign. What comes next in the order of an index is found by that index.
+    following = (
+        sa.select(column).where(column >= key, *conditions).order_by(column).limit(1).scalar_subquery()
+    )
+    return set(connection.scalars(sa.select(key).where(following == key)).all())
 
 
 def _each(keys: Sequence[bytes]) -> sa.ColumnElement[bytes]:

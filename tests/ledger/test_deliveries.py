@@ -84,8 +84,15 @@ def test_a_ledger_that_goes_away_while_somebody_is_enrolled_is_away(ledger: Data
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-def test_whoever_is_enrolled_already_is_looked_up_and_not_searched_for(ledger: Database) -> None:
-    """PostgreSQL has no statistics of what was filled just now, and would walk the whole campaign for an IN."""
+@pytest.mark.parametrize("recipients_when_last_analysed", [0, 1, 300])
+def test_whoever_is_enrolled_already_is_looked_up_and_not_searched_for(
+    ledger: Database, recipients_when_last_analysed: int
+) -> None:
+    """What PostgreSQL believes of a campaign that is being filled is what it was some time ago."""
+    if recipients_when_last_analysed:
+        add_campaign(ledger, recipients=recipients_when_last_analysed, edition="before")
+        with ledger.write() as connection:
+            connection.exec_driver_sql("ANALYZE maintd.deliveries")
     campaign = add_campaign(ledger, recipients=20_000)
     plans: list[str] = []
 
