@@ -157,7 +157,7 @@ class Steps:
         held = HeldBatch(
             self._campaign, self._batch, ledger=self._ledger, clock=CLOCK, lease=timedelta(minutes=1), pumped=Pumped()
         )  # fmt: skip
-        assert len(held.mark(self._window)) == len(self._window)
+        assert len(held.mark(self._window).going) == len(self._window)
 
     def _settle(self, state: DeliveryState, window: Sequence[Delivery]) -> None:
         now = CLOCK.now()

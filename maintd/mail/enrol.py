@@ -28,7 +28,7 @@ from maintd.mail.templates import MailTemplate, compile_bundle
 _AT_ONCE = 2000
 #: The same on SQLite beside a sender, and the room left to it after them: there is one writer at a time, and whoever
 #: waits looks only every few milliseconds whether it is his turn.
-_AT_ONCE_BESIDE_A_SENDER = 500
+_AT_ONCE_BESIDE_A_SENDER = 300
 _ROOM_S = 0.02
 
 
