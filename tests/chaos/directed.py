@@ -11,6 +11,8 @@ from tests.chaos.weather import RelayFault, Weather
 from tests.chaos.without import Guard
 
 _SLOW = Weather(chances=((Step.DOT, RelayFault.SLOW, 1.0),))
+#: Of a window some is answered at once, and some is not for a while.
+_UNEVEN = Weather(chances=((Step.DOT, RelayFault.SLOW, 0.2),))
 _REFUSING = Weather(chances=((Step.DATA, RelayFault.LATER, 0.2),), lax=True)
 
 
@@ -40,7 +42,8 @@ DIRECTED: Mapping[Guard, Scenario] = {
     Guard.PROOF: _scenario(_blow(Fault.KILL_SENDER, 0.4), weather=_SLOW),
     # Who begins again on the host of the dead comes after the judge, and after another has taken up the batch.
     Guard.TAKEOVER: replace(
-        _scenario(replace(_blow(Fault.KILL_SENDER, 0.4), away_s=6.0), senders=2), troupe=Troupe.HOSTS
+        _scenario(replace(_blow(Fault.KILL_SENDER, 0.4), away_s=6.0), weather=_UNEVEN, senders=2),
+        troupe=Troupe.HOSTS,
     ),
     # Batches are small: of those that the backup has with a sender the recordings are read again in any case.
     Guard.REPLAY: replace(_scenario(_blow(Fault.LEDGER_RESTORED, 0.4), weather=_SLOW, senders=2), batch=20),
