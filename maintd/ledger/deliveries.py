@@ -183,14 +183,13 @@ def pending_keys(connection: Connection, stretch: Stretch) -> set[bytes]:
     return set(connection.scalars(sa.select(deliveries.c.recipient_key).where(_pending_in(stretch))).all())
 
 
-def suppress(connection: Connection, stretch: Stretch, *, now: datetime, detail: str | None = None) -> int:
-    """Settles as suppressed whoever of a stretch is on the suppression list; returns how many."""
-    # As in `_found`: each is looked up, whatever PostgreSQL believes of the list.
-    listed = sa.select(sa.true()).where(suppressions.c.recipient_key == deliveries.c.recipient_key)
+def suppress(connection: Connection, stretch: Stretch, *, now: datetime) -> int:
+    """Settles as suppressed whoever of a stretch came onto the suppression list since the enrolment."""
+    listed = sa.select(suppressions.c.recipient_key)
     changed = connection.execute(
         sa.update(deliveries)
-        .where(_pending_in(stretch), listed.scalar_subquery())
-        .values(state=DeliveryState.SUPPRESSED, settled_at=now, detail=detail)
+        .where(_pending_in(stretch), deliveries.c.recipient_key.in_(listed))
+        .values(state=DeliveryState.SUPPRESSED, settled_at=now, detail="suppressed after enrolment")
     )
     return changed.rowcount
 

@@ -16,7 +16,7 @@ from maintd.errors import CapReached, JobFailed, did_you_mean
 from maintd.ledger import campaigns, deliveries, lines
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import identity
-from maintd.ledger.lines import OTHERS, Stretch
+from maintd.ledger.lines import OTHERS
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.timeline import Timeline
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
@@ -249,14 +249,15 @@ class _Writer:
         """Enrols whoever of a chunk is not enrolled yet, suppressed ones settled; `read` rows became that chunk."""
         for key in deliveries.enrolled_keys(connection, self._campaign_id, list(fresh)):
             del fresh[key]
-        lo, self._tail = self._tail, self._tail + len(fresh)
-        for ordinal, delivery in enumerate(fresh.values(), start=lo):
+        for key in deliveries.suppressed_keys(connection, list(fresh)):
+            if fresh[key]["state"] is DeliveryState.PENDING:
+                fresh[key] |= {"state": DeliveryState.SUPPRESSED, "settled_at": now}
+        for ordinal, delivery in enumerate(fresh.values(), start=self._tail):
             delivery["ordinal"] = ordinal
         deliveries.insert(connection, list(fresh.values()))
-        added = Stretch(campaign_id=self._campaign_id, lane=None, lo=lo, hi=self._tail)
-        deliveries.suppress(connection, added, now=now)
         self._lanes.write(connection, self._campaign_id, fresh.values())
         self.read += read
+        self._tail += len(fresh)
         self._check_cap()
         campaigns.count_enrolled(
             connection,
