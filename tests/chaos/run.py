@@ -153,8 +153,10 @@ def main(*, seed: int, count: int, people: int, at_once: int) -> None:
     end_in_order()
     totals = Totals()
     scenarios = [scenario_of(one, people=people) for one in range(seed, seed + count)]
-    for performed in perform_all(scenarios, at_once=at_once):
-        totals.add(performed)
-        click.echo(told(performed))
-    click.echo(str(totals))
+    try:
+        for performed in perform_all(scenarios, at_once=at_once):
+            totals.add(performed)
+            click.echo(told(performed))
+    finally:  # also of a run that is interrupted
+        click.echo(str(totals))
     sys.exit(1 if totals.failures else 0)
