@@ -180,18 +180,26 @@ def pending(connection: Connection, stretch: Stretch) -> list[Delivery]:
 
 def pending_keys(connection: Connection, stretch: Stretch) -> set[bytes]:
     """The recipients of a stretch whose deliveries are unsettled."""
-    return set(connection.scalars(sa.select(deliveries.c.recipient_key).where(_pending_in(stretch))).all())
+    # In the order of the line, so that PostgreSQL reads this stretch of it and not the whole campaign.
+    in_line = sa.select(deliveries.c.recipient_key).where(_pending_in(stretch)).order_by(deliveries.c.ordinal)
+    return set(connection.scalars(in_line).all())
 
 
-def suppress(connection: Connection, stretch: Stretch, *, now: datetime) -> int:
-    """Settles as suppressed whoever of a stretch came onto the suppression list since the enrolment."""
-    listed = sa.select(suppressions.c.recipient_key)
-    changed = connection.execute(
-        sa.update(deliveries)
-        .where(_pending_in(stretch), deliveries.c.recipient_key.in_(listed))
-        .values(state=DeliveryState.SUPPRESSED, settled_at=now, detail="suppressed after enrolment")
-    )
-    return changed.rowcount
+def suppress(connection: Connection, stretch: Stretch, *, now: datetime) -> set[bytes]:
+    """Settles as suppressed whoever of a stretch came onto the suppression list since the enrolment.
+
+    Returns:
+        The recipients of the stretch whose deliveries are still unsettled.
+    """
+    keys = pending_keys(connection, stretch)
+    listed = suppressed_keys(connection, list(keys))
+    if listed:
+        connection.execute(
+            sa.update(deliveries)
+            .where(_pending_in(stretch), deliveries.c.recipient_key.in_(listed))
+            .values(state=DeliveryState.SUPPRESSED, settled_at=now, detail="suppressed after enrolment")
+        )
+    return keys - listed
 
 
 def settle_range(

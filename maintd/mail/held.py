@@ -140,8 +140,7 @@ class HeldBatch:
         with self._timeline.forward() as connection:
             batches.mark(connection, self.batch, wire_hi=hi)
             self._settle(connection)
-            deliveries.suppress(connection, stretch, now=self._clock.now())
-            keys = deliveries.pending_keys(connection, stretch)
+            keys = deliveries.suppress(connection, stretch, now=self._clock.now())
             to_send = [delivery for delivery in window if delivery.recipient_key in keys]
             count = self._take(connection, wanted=len(to_send))
             if count < len(to_send):

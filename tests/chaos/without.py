@@ -81,8 +81,8 @@ def _unfinished(_self: PipelinedSession, _value: bool) -> None:
     """Forgets it."""
 
 
-def _suppress_nobody(*_args: Any, **_kwargs: Any) -> int:
-    return 0
+def _nobody(*_args: Any, **_kwargs: Any) -> set[bytes]:
+    return set()
 
 
 def _judge_without(_recording: Recording | None, **scene: Any) -> Judgement:
@@ -103,5 +103,5 @@ _REMOVED: Mapping[Guard, tuple[Any, str, Callable[..., Any] | property]] = {
     Guard.PROOF: (recover, "judge", _judge_without),
     Guard.TAKEOVER: (recover, "_merge_acceptances", _do_nothing),
     Guard.REPLAY: (_Replay, "take", _do_nothing),
-    Guard.SUPPRESSION: (deliveries, "suppress", _suppress_nobody),
+    Guard.SUPPRESSION: (deliveries, "suppressed_keys", _nobody),
 }
