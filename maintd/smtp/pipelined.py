@@ -25,6 +25,8 @@ from maintd.smtp.wire import BrokenOff, Wire
 _GROUP = ((Phase.MAIL, 2), (Phase.RCPT, 2), (Phase.DATA, 3))
 #: Not understood, not implemented, out of order (RFC 5321 §4.2.2): nothing that is said about a message.
 _CONFUSED = frozenset({500, 502, 503})
+#: The enhanced codes of what is said of addresses (RFC 3463 §3.2).
+_OF_ADDRESSES = "2.1."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,8 @@ class PipelinedSession:
         self._over = False
         #: A transaction was begun and did not come to its dot: unless RSET comes first, its recipient may get the next.
         self._unfinished = False
+        #: This relay answers dots as others answer MAIL and RCPT; None before the first dot, behind which nothing is.
+        self._dots_are_addressed: bool | None = None
 
     @property
     def usable(self) -> bool:
@@ -216,11 +220,18 @@ class PipelinedSession:
         return self._outcome(answer.read())
 
     def _outcome(self, reply: Reply) -> Result:
-        if not (reply.positive or reply.refused):
+        if not (reply.positive or reply.refused) or self._is_of_another(reply):
             return self._give_up(Phase.DOT, NONSENSE, reply=reply)
         if reply.closing or reply.code in _CONFUSED:
             self.abort()
         return Result.decided(Phase.DOT, reply)
+
+    def _is_of_another(self, reply: Reply) -> bool:
+        """Whether a yes to the dot is the one to the MAIL behind it: the relay has left its answer to the dot out."""
+        addressed = reply.positive and (reply.enhanced or "").startswith(_OF_ADDRESSES)
+        if self._dots_are_addressed is None:
+            self._dots_are_addressed = addressed
+        return addressed and not self._dots_are_addressed
 
     def _give_up(self, phase: Phase, detail: str, *, reply: Reply | None = None) -> Result:
         self.abort()

@@ -183,6 +183,21 @@ def test_a_dot_that_is_never_answered_is_one_doubt(accept: bool, reply: bytes | 
     assert accepted == VICTIM + accept
 
 
+@pytest.mark.parametrize("accept", [True, False])
+def test_an_answer_to_mail_is_not_taken_for_that_of_the_dot_before(accept: bool) -> None:
+    recording, usable, accepted = asyncio.run(send_all(At({Step.DOT: Action(accept=accept)})))
+    assert recording.verdicts == expected(Verdict.UNCERTAIN, goes_on=False)
+    assert (usable, accepted) == (False, VICTIM + accept)
+
+
+def test_a_relay_that_answers_every_dot_as_if_it_were_an_address_is_believed() -> None:
+    def script(moment: Moment) -> Action | None:
+        return Action(reply="250 2.1.5 Kept", accept=True) if moment.step is Step.DOT else None
+
+    recording, usable, _ = asyncio.run(send_all(script))
+    assert (recording.verdicts, usable) == ([Verdict.ACCEPTED] * COUNT, True)
+
+
 def test_what_was_accepted_before_the_end_is_accepted() -> None:
     action = Action(reply="250 Kept", accept=True, then=Then.DROP)
     check(Step.DOT, action, Verdict.ACCEPTED, goes_on=False)
