@@ -184,7 +184,9 @@ class Run:
         """
         bulk_id = self._enrol("small", beside)
         self.wake(Queue.MAIL_BULK)
+        until_s = time.monotonic() + 60
         while not self._sent(bulk_id):
+            assert time.monotonic() < until_s, "the mailing beside does not begin"
             time.sleep(0.05)
         waits = [self.send("small", 1, urgent=True) for _ in range(count)]
         assert self._finished_at(bulk_id) is None, "the mailing beside was over too early"

@@ -97,7 +97,7 @@ def _found(
     *conditions: sa.ColumnElement[bool],
 ) -> set[bytes]:
     """Which of these keys a column has, by one look into its unique index for each."""
-    key = _each(keys)
+    key = _as_rows(keys)
     # No join, no IN, no equality: PostgreSQL may know next to nothing of a table that is being filled, and would answer
     # them by walking through a whole campaign. What comes next in the order of an index is found by that index.
     following = (
@@ -106,8 +106,8 @@ def _found(
     return set(connection.scalars(sa.select(key).where(following == key)).all())
 
 
-def _each(keys: Sequence[bytes]) -> sa.ColumnElement[bytes]:
-    """Keys as rows, cut from one parameter: a thousand of them take the drivers longer than the look-ups."""
+def _as_rows(keys: Sequence[bytes]) -> sa.ColumnElement[bytes]:
+    """Keys as rows, cut from one parameter: one parameter for each would take the drivers longer than the look-ups."""
     joined = sa.literal(b"".join(keys), sa.LargeBinary)
     first = sa.select(sa.literal(0).label("number")).cte("numbers", recursive=True)
     number = first.union_all(sa.select(first.c.number + 1).where(first.c.number + 1 < len(keys))).c.number

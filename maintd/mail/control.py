@@ -54,7 +54,7 @@ def pause(ledger: Database, name: str, *, reason: str, now: datetime) -> Campaig
 
     Raises:
         UsageError: There is no such campaign.
-        NotPossible: It is not sending.
+        NotPossible: It is neither sending nor paused already.
     """
     return _move(ledger, name, froms={CampaignState.SENDING}, to=CampaignState.PAUSED, reason=reason, now=now)
 

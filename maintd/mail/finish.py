@@ -6,6 +6,7 @@ import logging
 from datetime import datetime
 
 from maintd.database import Database
+from maintd.errors import Unavailable
 from maintd.ledger import campaigns, deliveries
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import DeliveryState
@@ -18,14 +19,22 @@ def finish_if_done(ledger: Database, campaign: Campaign, *, now: datetime) -> bo
     with ledger.write() as connection:
         finished = campaigns.finish_if_done(connection, campaign.id, now=now)
     if finished:
-        with ledger.read() as connection:
-            _say(campaign, deliveries.counts(connection, campaign.id))
+        _say(campaign, _counts(ledger, campaign))
     return finished
 
 
-def _say(campaign: Campaign, counts: dict[DeliveryState, int]) -> None:
+def _counts(ledger: Database, campaign: Campaign) -> dict[DeliveryState, int] | None:
+    try:
+        with ledger.read() as connection:
+            return deliveries.counts(connection, campaign.id)
+    except Unavailable:  # it has finished all the same
+        return None
+
+
+def _say(campaign: Campaign, counts: dict[DeliveryState, int] | None) -> None:
+    counts = counts or {}
     came_to = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
-    level = logging.WARNING if counts[DeliveryState.UNCERTAIN] else logging.INFO
+    level = logging.WARNING if counts.get(DeliveryState.UNCERTAIN) else logging.INFO
     logger.log(
         level,
         "campaign %s has finished: %s",

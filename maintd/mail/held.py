@@ -220,15 +220,19 @@ class HeldBatch:
         forgotten gets nothing: its number may be another's now.
         """
         facts = [outcome for outcome in self.known if outcome.fact]
-        now = self._clock.now()
+        now, again = self._clock.now(), False
         with self._timeline.write() as connection:
             if (known := campaigns.of_uid(connection, self.campaign.uid)) is not None:
                 campaign = campaigns.lock(connection, known.id)
                 deliveries.settle(connection, campaign.id, facts, now=now)
                 later = any(fact.state is DeliveryState.DEFERRED for fact in facts)
                 if later and campaign.state is CampaignState.FINISHED:
-                    campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=now)
-                    logger.info("campaign %s sends again: a late answer puts a message off", campaign.name)
+                    again = campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=now)
+        if again:
+            name = self.campaign.name
+            logger.info(
+                "campaign %s sends again: a late answer puts a message off", name, extra={"campaign": name}
+            )
         self.known.clear()
         self.settled = True
 

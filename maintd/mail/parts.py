@@ -48,9 +48,8 @@ def _encoded(body: Lines) -> tuple[str, Lines]:
     if body.is_ascii and body.longest <= LONGEST_LINE:
         return "7bit", body
     beyond_ascii = len(body.octets.translate(None, _ASCII))
-    if beyond_ascii * 6 < len(
-        body.octets
-    ):  # quoted-printable adds two octets for each, base64 a third of all
+    # Quoted-printable adds two octets for each, base64 a third of all.
+    if beyond_ascii * 6 < len(body.octets):
         return "quoted-printable", Lines.of(b2a_qp(body.octets))
     return "base64", Lines.of(_base64(body.octets))
 

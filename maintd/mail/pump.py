@@ -54,7 +54,6 @@ class PumpSettings:
         heartbeat: How often a counter moves at least.
         look: How often a holder looks whether its campaign still sends.
         turn: How long a campaign goes on while others wait.
-        limits: Those that are set.
         urgent: Whether urgent campaigns are sent here; they come first.
         bulk: Whether all others are.
         redirect: The address that gets everything, for staging.

@@ -145,12 +145,14 @@ class Orphan:
         Only acceptances hold whatever the ledger says meanwhile. A refusal or a deferral is about one attempt.
         """
         bound: dict[int, Binding] = {}
-        with contextlib.suppress(Damaged):
+        try:
             for entry in self.entries():
                 if entry.kind is Kind.BATCH:
                     bound[entry.batch_id] = entry.binding()
                 elif entry.kind is Kind.REPLY and entry.batch_id in bound:
                     yield bound[entry.batch_id], entry.outcome()
+        except Damaged as error:
+            self.damage = str(error)
 
     def put_away(self, *, now: datetime) -> None:
         """Keeps it for its time, for the ledger has all that can be read; a damaged one's name says so."""

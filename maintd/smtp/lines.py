@@ -17,7 +17,7 @@ class Lines(NamedTuple):
     """Whole lines, each of which ends in CRLF: all that a session writes of a message.
 
     RFC 5321 §2.3.8. Servers disagree about bare line ends, which is how one message is smuggled inside another. So
-    make it in one of the ways below: each octet is looked at once, and not again whenever it is sent.
+    make it in one of the ways below: its line ends are looked at then, and not again whenever it is sent.
 
     Attributes:
         octets: As the receiver gets them.

@@ -37,7 +37,7 @@ class Said:
             self.unanswered += 1
             self.last = None
         elif entry.kind is Kind.REPLY:
-            self.unanswered -= 1
+            self.unanswered = max(0, self.unanswered - 1)
             self.last = entry.outcome()
             self.accepted |= self.last.state is DeliveryState.SENT
 
@@ -53,10 +53,6 @@ class Recordings:
 
     said: Mapping[tuple[int, bytes], Said] = field(default_factory=dict)
     begun: Mapping[int, datetime] = field(default_factory=dict)
-
-    def by(self, pid: int, recipient_key: bytes) -> Said:
-        """What one process has of one recipient."""
-        return self.said.get((pid, recipient_key), Said())
 
     def of(self, recipient_key: bytes) -> Mapping[int, Said]:
         """What is on record of one recipient, by process."""
