@@ -30,6 +30,7 @@ from maintd.errors import Problem, Problems, Unavailable
 Dialect = Literal["sqlite", "postgresql"]
 
 _BUSY_TIMEOUT_MS = 30_000
+_LOCKED = "database is locked"
 # A host that is gone says nothing. After half a minute without a sign of life libpq gives the connection up; on a Unix
 # socket these mean nothing to it.
 _KEEPALIVE = {
@@ -163,8 +164,9 @@ class Database:
     def _prepare_sqlite(self, connection: Any, record: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own
         connection.statement_timeout = self._statement_timeout
-        journal = ["journal_mode = WAL"] if self._owned else []
-        for pragma in (*journal, "synchronous = FULL", "foreign_keys = ON"):
+        if self._owned:
+            _write_ahead(connection)
+        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}").close()
         # Not every SQLite is built with its mathematical functions.
         connection.create_function(
@@ -416,6 +418,23 @@ class _TimedCursor(sqlite3.Cursor):
     def fetchall(self) -> list[Any]:
         with self.connection.in_time():
             return super().fetchall()
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Lets readers and a writer work beside each other.
+
+    The first one ever to come changes the file, and of several that come first all but one are told at once that it is
+    locked: for this SQLite lets nobody wait.
+    """
+    until_s = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            if not str(error).startswith(_LOCKED) or time.monotonic() > until_s:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -168,6 +168,17 @@ def test_processes_that_migrate_at_once_make_one_ledger(database_url: str) -> No
     assert sorted(rows) == ["jobs_stamp", "ledger_id", "recipient_key"]
 
 
+def test_of_many_who_open_a_new_file_at_once_nobody_is_told_that_it_is_locked(tmp_path: Path) -> None:
+    def open_it(file: Path) -> None:
+        database = ledger_database(f"sqlite:///{file}")
+        with database.write():
+            pass
+        database.dispose()
+
+    for number in range(40):
+        race(6, lambda _, file=tmp_path / f"{number}.db": open_it(file))  # type: ignore[misc]
+
+
 def test_the_migrations_are_inside_the_package_that_a_wheel_is_made_of() -> None:
     versions = resources.files("maintd.ledger.migrations.versions")
     assert any(file.name.startswith(head_revision()) for file in versions.iterdir())
