@@ -32,13 +32,15 @@ def _counts(ledger: Database, campaign: Campaign) -> dict[DeliveryState, int] | 
 
 
 def _say(campaign: Campaign, counts: dict[DeliveryState, int] | None) -> None:
-    counts = counts or {}
-    came_to = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
-    level = logging.WARNING if counts.get(DeliveryState.UNCERTAIN) else logging.INFO
+    level = logging.WARNING if counts and counts[DeliveryState.UNCERTAIN] else logging.INFO
+    came_to = _came_to(counts)
     logger.log(
-        level,
-        "campaign %s has finished: %s",
-        campaign.name,
-        came_to or "nobody was to be mailed",
-        extra={"campaign": campaign.name},
+        level, "campaign %s has finished: %s", campaign.name, came_to, extra={"campaign": campaign.name}
     )
+
+
+def _came_to(counts: dict[DeliveryState, int] | None) -> str:
+    if counts is None:
+        return "the ledger does not answer what it came to"
+    some = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
+    return some or "nobody was to be mailed"

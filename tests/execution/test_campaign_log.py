@@ -12,12 +12,15 @@ import pytest
 
 from maintd.config.load import load_settings
 from maintd.database import Database
+from maintd.errors import Unavailable
 from maintd.execution.queues import Queue
 from maintd.execution.reconcile import Reconciler
 from maintd.execution.runtime import Runtime
 from maintd.execution.worker import Worker
+from maintd.ledger import deliveries
 from maintd.ledger.campaigns import Campaign
 from maintd.mail import control, resolve
+from maintd.mail.finish import finish_if_done
 from maintd.mail.resolve import Word
 from maintd.smtp.faults import Action, Moment, Step, Then
 from tests.ledgers import HandClock, add_campaign
@@ -82,6 +85,20 @@ def test_its_end_is_said_by_who_finds_it_with_what_it_came_to(
         Reconciler(runtime).run_once()
     assert said(log, sent) == [("info", "campaign hello/one has finished: 3 sent")]
     assert said(log, nobody) == [("info", "campaign nobody/one has finished: nobody was to be mailed")]
+
+
+def test_an_end_is_said_although_the_ledger_does_not_tell_what_it_came_to(
+    ledger: Database, clock: HandClock, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise Unavailable("the ledger does not answer")
+
+    campaign = add_campaign(ledger, recipients=0)
+    monkeypatch.setattr(deliveries, "counts", away)
+    assert finish_if_done(ledger, campaign, now=clock.now())
+    assert said(log, campaign) == [
+        ("info", "campaign hello/one has finished: the ledger does not answer what it came to")
+    ]
 
 
 def test_an_end_with_doubts_wants_a_person_and_so_does_what_sends_them_again(
