@@ -99,6 +99,11 @@ def refused_here(delivery: Delivery, reason: str) -> Outcome:
     )
 
 
+def is_news(outcome: Outcome, state: DeliveryState | None) -> bool:
+    """Whether it changes a delivery in that state; None: there is no such delivery."""
+    return state not in (None, DeliveryState.SENT, outcome.state)
+
+
 def _failure(delivery: Delivery, result: Result) -> Failure:
     if result.verdict is Verdict.UNSENT:
         return Failure.CONNECT

@@ -139,20 +139,28 @@ class Orphan:
         except (Damaged, OSError) as error:
             self.damage = f"{error}, from entry {read + 1:,} on"
 
-    def facts(self) -> Iterator[tuple[Binding, Outcome]]:
-        """Every reply that can be read, with the campaign it is of, in the order of writing, in flat memory.
+    def attempts(self) -> Iterator[tuple[Binding, Entry, Outcome | None]]:
+        """Every dot and every reply that can be read, with the campaign it is of, in the order of writing.
 
-        Only acceptances hold whatever the ledger says meanwhile. A refusal or a deferral is about one attempt.
+        Of a reply comes what it did. Memory holds a binding for each batch, no more.
         """
         bound: dict[int, Binding] = {}
         try:
             for entry in self.entries():
                 if entry.kind is Kind.BATCH:
                     bound[entry.batch_id] = entry.binding()
-                elif entry.kind is Kind.REPLY and entry.batch_id in bound:
-                    yield bound[entry.batch_id], entry.outcome()
+                elif entry.batch_id in bound:
+                    did = entry.outcome() if entry.kind is Kind.REPLY else None
+                    yield bound[entry.batch_id], entry, did
         except Damaged as error:
             self.damage = str(error)
+
+    def facts(self) -> Iterator[tuple[Binding, Outcome]]:
+        """Every reply that can be read, with the campaign it is of, in the order of writing.
+
+        Only acceptances hold whatever the ledger says meanwhile. A refusal or a deferral is about one attempt.
+        """
+        return ((binding, did) for binding, _, did in self.attempts() if did is not None)
 
     def put_away(self, *, now: datetime) -> None:
         """Keeps it for its time, for the ledger has all that can be read; a damaged one's name says so."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby, islice
@@ -18,9 +18,10 @@ from maintd.database import Database
 from maintd.ledger import batches, campaigns, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.campaigns import Campaign
+from maintd.ledger.deliveries import Outcome
 from maintd.ledger.lines import Stretch
 from maintd.ledger.states import CampaignState, DeliveryState
-from maintd.mail.outcomes import vanished
+from maintd.mail.outcomes import is_news, vanished
 from maintd.mail.recorder import recording_path
 from maintd.mail.recording import Orphan, Recording, adopt, judge, orphans
 
@@ -150,7 +151,17 @@ def _merge_acceptances(ledger: Database, orphan: Orphan, *, now: datetime) -> No
             with ledger.write() as connection:
                 campaign = campaigns.of_uid(connection, uid)
                 if campaign is not None:  # else the ledger was restored, or has forgotten it for its age
-                    deliveries.settle(connection, campaign.id, chunk, now=now)
+                    _merge(connection, campaign.id, chunk, now=now)
+
+
+def _merge(connection: Connection, campaign_id: int, accepted: Sequence[Outcome], *, now: datetime) -> None:
+    # Nearly all are known: whoever died had settled them long before.
+    keys = [one.recipient_key for one in accepted]
+    states = {
+        place.recipient_key: place.state for place in deliveries.places(connection, [campaign_id], keys)
+    }
+    news = [one for one in accepted if is_news(one, states.get(one.recipient_key))]
+    deliveries.settle(connection, campaign_id, news, now=now)
 
 
 @contextlib.contextmanager

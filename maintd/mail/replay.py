@@ -24,8 +24,9 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DELIVERY_MOVES, DeliveryState, sources
 from maintd.mail import forgotten
-from maintd.mail.entries import Binding, Damaged, Kind
+from maintd.mail.entries import Binding
 from maintd.mail.forgotten import Forgotten, is_forgotten
+from maintd.mail.outcomes import is_news
 from maintd.mail.recorder import DAMAGED, DONE
 from maintd.mail.recording import Orphan, adopt, judge
 from maintd.mail.recover import Scene, only_judge, recover
@@ -121,10 +122,6 @@ def _put_away(orphans: Sequence[Orphan], *, clock: Clock) -> None:
             orphan.put_away(now=clock.now())
 
 
-def _is_news(outcome: Outcome, state: DeliveryState | None) -> bool:
-    return state not in (None, DeliveryState.SENT, outcome.state)
-
-
 class _Replay:
     def __init__(self, ledger: Database, scene: Scene, clock: Clock, *, dry_run: bool) -> None:
         self._ledger = ledger
@@ -148,23 +145,16 @@ class _Replay:
             self.replayed.damaged.append(orphan.path.name)
 
     def _read(self, orphan: Orphan) -> Iterator[tuple[Binding, Outcome]]:
-        bound: dict[int, Binding] = {}
-        unanswered: dict[int, set[bytes]] = {}
-        try:
-            for entry in orphan.entries():
-                if entry.kind is Kind.BATCH:
-                    bound[entry.batch_id] = entry.binding()
-                elif entry.kind is Kind.INTENT:
-                    unanswered.setdefault(entry.batch_id, set()).add(entry.recipient_key)
-                else:
-                    unanswered.get(entry.batch_id, set()).discard(entry.recipient_key)
-                    if entry.batch_id in bound:
-                        yield bound[entry.batch_id], entry.outcome()
-        except Damaged as error:
-            orphan.damage = str(error)
-        for batch_id, keys in unanswered.items():
-            if batch_id in bound:
-                self._unanswered.setdefault(bound[batch_id], set()).update(keys)
+        unanswered: dict[tuple[Binding, int], set[bytes]] = {}
+        for binding, entry, did in orphan.attempts():
+            keys = unanswered.setdefault((binding, entry.batch_id), set())
+            if did is None:
+                keys.add(entry.recipient_key)
+            else:
+                keys.discard(entry.recipient_key)
+                yield binding, did
+        for (binding, _), keys in unanswered.items():
+            self._unanswered.setdefault(binding, set()).update(keys)
 
     def _merge(self, binding: Binding, outcomes: list[Outcome]) -> None:
         campaign = self._campaign(binding)
@@ -179,7 +169,7 @@ class _Replay:
             unknown = accepted - states.keys()
             if unknown:
                 self._forget(binding).mailed += len(unknown)
-            news = [one for one in outcomes if _is_news(one, states.get(one.recipient_key))]
+            news = [one for one in outcomes if is_news(one, states.get(one.recipient_key))]
             if campaign.uid != binding.uid:  # the edition was made anew: its line is another one
                 news = [one for one in news if one.state is DeliveryState.SENT]
             self.replayed.accepted += sum(one.state is DeliveryState.SENT for one in news)
