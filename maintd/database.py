@@ -45,7 +45,7 @@ _LOCK_TIMEOUT = timedelta(seconds=5)
 # race with another transaction, too many connections, shutting down, crashed, starting up, idle transaction or session
 # ended.
 _AWAY_STATES = ("08", "40", "53300", "57P01", "57P02", "57P03", "25P03", "57P05")
-_AWAY_WORDS = ("unable to open database file", "database is locked", "disk i/o error")
+_AWAY_WORDS = ("unable to open database file", _LOCKED, "disk i/o error")
 # Cancelled by a timeout, of the statement or of its wait for a lock. An application's tables may be too big for a
 # statement, however often it is tried; maintd's own statements are short, so somebody else holds them up.
 _SLOW_STATES = ("57014", "55P03")

@@ -35,7 +35,6 @@ def run_worker(app: Celery, *, runtime: Runtime, wake: Wake, queues: Collection[
         state.should_stop = os.EX_OK  # what Celery's own handler does, without its shouting
 
     def ready(**_: object) -> None:
-        gc.collect()
         gc.freeze()  # what was imported stays: the collector need not walk through all of it again and again
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)

@@ -14,7 +14,15 @@ from sqlalchemy.engine import Connection
 
 from maintd.errors import JobFailed, UsageError, did_you_mean
 from maintd.ledger import lines
-from maintd.ledger.states import CAMPAIGN_MOVES, BatchState, CampaignState, DeliveryState, RunState, sources
+from maintd.ledger.states import (
+    CAMPAIGN_MOVES,
+    ENDED_CAMPAIGNS,
+    BatchState,
+    CampaignState,
+    DeliveryState,
+    RunState,
+    sources,
+)
 from maintd.ledger.tables import IS_OPEN, batches, campaigns, deliveries, runs, templates
 from maintd.ledger.tables import lines as line_rows
 
@@ -181,7 +189,7 @@ def move(
             campaigns.c.enrolled_at, sa.literal(now, campaigns.c.enrolled_at.type)
         )
         values |= {"sending_since": now, "finished_at": None}
-    if to in (CampaignState.FINISHED, CampaignState.CANCELLED):
+    if to in ENDED_CAMPAIGNS:
         values["finished_at"] = now
     changed = connection.execute(
         sa.update(campaigns)
@@ -250,7 +258,7 @@ def any_sending(connection: Connection) -> bool:
 
 def ended_with_run_underway(connection: Connection) -> list[Campaign]:
     """Campaigns that have ended and whose run has not been told yet."""
-    over = campaigns.c.state.in_([CampaignState.FINISHED, CampaignState.CANCELLED])
+    over = campaigns.c.state.in_(ENDED_CAMPAIGNS)
     query = (
         sa.select(campaigns)
         .join(runs, runs.c.id == campaigns.c.run_id)

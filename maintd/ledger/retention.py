@@ -12,11 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from maintd.ledger import allowances
-from maintd.ledger.states import RUN_MOVES, CampaignState, RunState, is_final
+from maintd.ledger.states import ENDED_CAMPAIGNS, ENDED_RUNS
 from maintd.ledger.tables import batches, campaigns, deliveries, lines, misses, runs, templates
-
-_OVER = [state for state in RunState if is_final(RUN_MOVES, state)]
-_ENDED = [CampaignState.FINISHED, CampaignState.CANCELLED]
 
 
 def prune_misses(connection: Connection, *, after: int, before: datetime, limit: int) -> int | None:
@@ -52,7 +49,7 @@ def prune_runs(connection: Connection, *, after: int, before: datetime, limit: i
             sa.delete(runs).where(
                 runs.c.id > after,
                 runs.c.id <= last,
-                runs.c.state.in_(_OVER),
+                runs.c.state.in_(ENDED_RUNS),
                 runs.c.finished_at < before,
                 sa.exists().where(newer.c.job == runs.c.job, newer.c.id > runs.c.id, begun),
                 ~sa.exists().where(step.c.parent_id == runs.c.id),
@@ -117,7 +114,7 @@ def prune_campaign(connection: Connection, campaign_id: int, *, before: datetime
 
 
 def _ended(before: datetime) -> sa.ColumnElement[bool]:
-    return sa.and_(campaigns.c.state.in_(_ENDED), campaigns.c.finished_at < before)
+    return sa.and_(campaigns.c.state.in_(ENDED_CAMPAIGNS), campaigns.c.finished_at < before)
 
 
 def _next(

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from maintd.errors import ClaimLost
-from maintd.ledger.states import RUN_MOVES, UNFINISHED_RUNS, Cause, RunState, is_final, sources
+from maintd.ledger.states import ENDED_RUNS, RUN_MOVES, UNFINISHED_RUNS, Cause, RunState, is_final, sources
 from maintd.ledger.tables import jobs, runs
 
 
@@ -321,8 +321,7 @@ def lock(connection: Connection, run_id: int) -> Run | None:
 def skip_orphans(connection: Connection, *, now: datetime) -> int:
     """Skips steps that wait although their pipeline is over, so that they keep no later run of their job away."""
     parent = runs.alias()
-    over = [state for state in RunState if is_final(RUN_MOVES, state)]
-    orphaned = sa.exists().where(parent.c.id == runs.c.parent_id, parent.c.state.in_(over))
+    orphaned = sa.exists().where(parent.c.id == runs.c.parent_id, parent.c.state.in_(ENDED_RUNS))
     changed = connection.execute(
         sa.update(runs)
         .where(runs.c.state == RunState.WAITING, orphaned)

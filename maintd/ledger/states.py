@@ -121,3 +121,9 @@ def is_final(moves: Mapping[State, frozenset[State]], state: State) -> bool:
 
 #: Runs that are not over: one of these keeps an overlapping occurrence of its job away.
 UNFINISHED_RUNS = (RunState.WAITING, RunState.QUEUED, RunState.RUNNING, RunState.UNDERWAY, RunState.PARKED)
+
+#: Runs that are over for good.
+ENDED_RUNS = tuple(state for state in RunState if is_final(RUN_MOVES, state))
+
+#: Campaigns of which nothing is being sent or waits for its turn; a finished one may send a doubtful message again.
+ENDED_CAMPAIGNS = (CampaignState.FINISHED, CampaignState.CANCELLED)

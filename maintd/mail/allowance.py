@@ -198,14 +198,15 @@ def look(connection: Connection, limits: Limits, *, urgent: bool, now: datetime)
     lines = batches.ready(connection, urgent=urgent)
     if not lines:
         return Outlook(open=[], waiting={})
-    rows = {limit.row for line in lines for limit in limits.of(line)} | {_aside_row(line) for line in lines}
+    holding = {line.place: limits.of(line) for line in lines}
+    rows = {limit.row for each in holding.values() for limit in each} | {_aside_row(line) for line in lines}
     kept = allowances.read(connection, rows)
     now_us = allowances.now_us(connection, host=now)
     waiting = {
         line.place: wait
         for line in lines
         # What has expired needs no allowance: it is not sent.
-        if not line.has_expired(now) and (wait := _wait(line, limits.of(line), kept, now, now_us))
+        if not line.has_expired(now) and (wait := _wait(line, holding[line.place], kept, now, now_us))
     }
     return Outlook(open=[line for line in lines if line.place not in waiting], waiting=waiting)
 

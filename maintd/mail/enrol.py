@@ -17,7 +17,7 @@ from maintd.ledger import campaigns, deliveries, lines
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.engine import identity
 from maintd.ledger.lines import OTHERS
-from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.states import ENDED_CAMPAIGNS, CampaignState, DeliveryState
 from maintd.ledger.timeline import Timeline
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
 from maintd.mail.audience import Row, ask_shared, open_audience
@@ -141,7 +141,7 @@ class _Turns:
 
 
 def _resume(edition: Edition, found: Campaign, turns: _Turns) -> Campaign:
-    over = found.state in (CampaignState.FINISHED, CampaignState.CANCELLED)
+    over = found.state in ENDED_CAMPAIGNS
     if not over and found.content != content_digest(edition.spec, edition.files):
         raise JobFailed(
             f"edition {found.name} is under way with other content than the job has now; it goes on unchanged, and "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy.engine import Connection
 
@@ -21,7 +22,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.engine import open_ledger
 from maintd.ledger.runs import Run
-from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, RunState, is_final
+from maintd.ledger.states import ENDED_CAMPAIGNS, RUN_MOVES, CampaignState, DeliveryState, RunState, is_final
 from maintd.ledger.witness import Witness
 from maintd.mail.allowance import look
 from maintd.mail.recorder import DAMAGED, DONE
@@ -35,6 +36,8 @@ from tests.chaos.scenario import Dialect, Scenario, Troupe
 from tests.chaos.servers import PostgreSQL, Valkey, new_database
 from tests.chaos.weather import PATIENT_S, lax_sinks
 from tests.wire.site import Site
+
+T = TypeVar("T")
 
 JOB = "newsletter"
 LEASE_S = 2.0
@@ -108,11 +111,8 @@ class Theatre:
 
     def campaign(self) -> Campaign | None:
         """The mailing, once it exists and the ledger answers."""
-        try:
-            with self.ledger.read() as connection:
-                return next(iter(campaigns.latest(connection, job=JOB, limit=1)), None)
-        except Unavailable:
-            return None
+        found = self._asked(lambda connection: campaigns.latest(connection, job=JOB, limit=1))
+        return found[0] if found else None
 
     def deliveries(self) -> list[Delivery]:
         """Everybody who was enrolled."""
@@ -125,19 +125,13 @@ class Theatre:
     def counts(self) -> dict[DeliveryState, int]:
         """How many deliveries are in each state; none while the ledger does not answer."""
         campaign = self.campaign()
-        try:
-            with self.ledger.read() as connection:
-                return deliveries.counts(connection, campaign.id) if campaign is not None else {}
-        except Unavailable:
+        if campaign is None:
             return {}
+        return self._asked(lambda connection: deliveries.counts(connection, campaign.id)) or {}
 
     def holders(self) -> list[int]:
         """Pids of the processes that hold a batch."""
-        try:
-            with self.ledger.read() as connection:
-                held = batches.held(connection)
-        except Unavailable:
-            return []
+        held = self._asked(batches.held) or []
         return [int(batch.owner.rpartition(":")[2]) for batch in held if batch.owner]
 
     @property
@@ -166,30 +160,30 @@ class Theatre:
     def is_over(self) -> bool:
         """Whether the mailing has ended, and its run with it."""
         campaign, run = self.campaign(), self.run()
-        ended = (CampaignState.FINISHED, CampaignState.CANCELLED)
         return (
             campaign is not None
-            and campaign.state in ended
+            and campaign.state in ENDED_CAMPAIGNS
             and run is not None
             and is_final(RUN_MOVES, run.state)
         )
 
     def run(self) -> Run | None:
         """The run of the mailing, when the ledger answers."""
+        found = self._asked(lambda connection: runs.latest(connection, job=JOB, limit=1))
+        return found[0] if found else None
+
+    def _asked(self, query: Callable[[Connection], T]) -> T | None:
+        """What the ledger answers; None while it does not."""
         try:
             with self.ledger.read() as connection:
-                return next(iter(runs.latest(connection, job=JOB, limit=1)), None)
+                return query(connection)
         except Unavailable:
             return None
 
     def progress(self) -> object:
         """Something that is another thing when anything has gone on."""
         campaign, run = self.campaign(), self.run()
-        try:
-            with self.ledger.read() as connection:
-                point = timeline.standing(connection).point
-        except Unavailable:
-            point = None
+        point = self._asked(lambda connection: timeline.standing(connection).point)
         return (
             self.relays.accepted,
             point,
@@ -205,11 +199,9 @@ class Theatre:
             return run.due_at - self.now()
         if campaign is None or campaign.state is not CampaignState.SENDING:
             return None
-        try:
-            with self.ledger.read() as connection:
-                return None if batches.held(connection) else self._opens_in(connection, campaign)
-        except Unavailable:
-            return None
+        return self._asked(
+            lambda connection: None if batches.held(connection) else self._opens_in(connection, campaign)
+        )
 
     def _opens_in(self, connection: Connection, campaign: Campaign) -> timedelta | None:
         outlook = look(connection, limits_of(self.site.settings), urgent=False, now=self.now())
