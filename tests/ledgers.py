@@ -60,6 +60,12 @@ class HandClock:
         self._now += by
 
 
+@pytest.fixture
+def clock() -> HandClock:
+    """Stands still, and everything that shares it with it."""
+    return HandClock()
+
+
 @pytest.fixture(scope="session")
 def migrated_postgresql(postgresql_server: str) -> Iterator[str]:
     """The URL of a migrated PostgreSQL database; migrating one for every test takes longer than most tests."""

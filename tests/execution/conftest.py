@@ -1,5 +1,4 @@
 """The surroundings that these tests share."""
 
 from tests.execution.surroundings import acts as acts
-from tests.execution.surroundings import clock as clock
 from tests.execution.surroundings import runtime as runtime

@@ -32,11 +32,6 @@ class Nothing(Spec):
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
 def runtime(ledger: Database, clock: HandClock, tmp_path: Path) -> Runtime:
     settings = load_settings(
         environ={"MAINTD_STATE_DIR": str(tmp_path), "MAINTD_HEARTBEAT": "10 ms", "MAINTD_LEASE": "30 s"},

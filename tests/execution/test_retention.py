@@ -25,11 +25,6 @@ ROUNDS = 40
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
 def forget(ledger: Database, clock: HandClock) -> Callable[[], None]:
     """As the reconciler does within an hour or two."""
     keeper = Retention(ledger, keep=KEEP, clock=clock)

@@ -31,16 +31,6 @@ PENDING, DEFERRED, SENT = DeliveryState.PENDING, DeliveryState.DEFERRED, Deliver
 SECOND = timedelta(seconds=1)
 
 
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
-def mailbox(tmp_path: Path) -> Path:
-    return tmp_path / "mailbox"
-
-
 def limits(relay: str | None = None, **lanes: str) -> Limits:
     return Limits(
         relay=parse_rate(relay) if relay else None,

@@ -30,11 +30,6 @@ PENDING, REJECTED, SUPPRESSED = DeliveryState.PENDING, DeliveryState.REJECTED, D
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
 def source(ledger: Database, ledger_url: str, tmp_path: Path) -> Iterator[Database]:
     """An application's database of the ledger's own kind; the statements bring their rows with them."""
     url = ledger_url if ledger.dialect == "postgresql" else f"sqlite:///{tmp_path / 'app.db'}"

@@ -62,16 +62,6 @@ ACCEPT_AND_DROP = Action(accept=True, then=Then.DROP)
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
-def mailbox(tmp_path: Path) -> Path:
-    return tmp_path / "mailbox"
-
-
-@pytest.fixture
 def relay(mailbox: Path) -> Iterator[SinkThread]:
     with SinkThread(mailbox) as sink:
         yield sink

@@ -29,16 +29,6 @@ UNKNOWN = Action(reply="550 5.1.1 No such user")
 TOO_MUCH = Action(reply="421 4.7.0 Too much mail", then=Then.DROP)
 
 
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
-def mailbox(tmp_path: Path) -> Path:
-    return tmp_path / "mailbox"
-
-
 def whenever(step: Step, action: Action, *, when: Callable[[Moment], bool] = lambda _: True) -> Script:
     """Misbehaves at one step of every message."""
     return lambda moment: action if moment.step is step and when(moment) else None

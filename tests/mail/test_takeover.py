@@ -38,11 +38,6 @@ ACCEPTED = Outcome(recipient_key=key_of(0), ordinal=0, state=SENT, fact=True, ph
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     return Scene(directory=tmp_path / "recorders", boot_id="this boot", machine_id="this machine")
 

@@ -28,16 +28,6 @@ SECOND = timedelta(seconds=1)
 OFTEN = timedelta(milliseconds=1)
 
 
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
-def mailbox(tmp_path: Path) -> Path:
-    return tmp_path / "mailbox"
-
-
 def one_second_each(clock: HandClock) -> Callable[[Moment], None]:
     """A relay that takes a second for every message."""
 
