@@ -30,7 +30,7 @@ from maintd.ledger.runs import NewRun
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.ledger.timeline import Timeline
 from maintd.mail.campaign import CampaignSpec
-from maintd.mail.enrol import Edition, enrol
+from maintd.mail.enrolling.enrol import Edition, enrol
 
 CONNECTIONS = 10
 SLOWEST_PER_S = 50  # of a mailing that still moves

@@ -20,9 +20,9 @@ import sqlalchemy as sa
 
 from benchmarks.mailing import CONNECTIONS, TEMPLATES, Figures, cpu_s, people
 from maintd.mail.address import parse_address
-from maintd.mail.message import Content, build_message
-from maintd.mail.skeleton import Skeleton
-from maintd.mail.templates import Bundle, MailTemplate, compile_bundle
+from maintd.mail.content.message import Content, build_message
+from maintd.mail.content.skeleton import Skeleton
+from maintd.mail.content.templates import Bundle, MailTemplate, compile_bundle
 from tests.chaos import plain_celery
 from tests.chaos.plain_celery import Plain, make_app
 

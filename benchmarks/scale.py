@@ -40,7 +40,7 @@ from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.ledger.tables import runs
 from maintd.mail import control
-from maintd.mail.held import HeldBatch, Pumped
+from maintd.mail.sending.held import HeldBatch, Pumped
 
 LEDGERS = ("postgresql", "sqlite")
 FEW = 10_000

@@ -23,9 +23,9 @@ from maintd.cli import cli
 from maintd.config.reference import reference
 from maintd.execution.kinds import SPECS
 from maintd.ledger.states import RUN_MOVES, RunState
-from maintd.mail import schedules
-from maintd.mail.failures import Failure
-from maintd.mail.schedules import Schedule
+from maintd.mail.verdicts import schedules
+from maintd.mail.verdicts.failures import Failure
+from maintd.mail.verdicts.schedules import Schedule
 from maintd.samples import SCHEDULES, sample_directory
 from maintd.scheduling.calendar import When
 from maintd.scheduling.job import JobHeader, Retry

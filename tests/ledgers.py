@@ -22,7 +22,7 @@ from maintd.ledger.lines import OTHERS, Stretch
 from maintd.ledger.runs import Claim, NewRun, Run
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.ledger.tables import jobs, meta, metadata, timeline
-from maintd.mail.templates import Bundle
+from maintd.mail.content.templates import Bundle
 
 T = TypeVar("T")
 

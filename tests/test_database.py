@@ -15,7 +15,7 @@ from maintd import database
 from maintd.database import Database
 from maintd.errors import JobFailed, Problems, Unavailable
 from maintd.ledger import deliveries
-from maintd.mail.audience import open_audience
+from maintd.mail.enrolling.audience import open_audience
 from tests.ledgers import HandClock, add_campaign, key_of
 
 LIMIT, LONG = timedelta(milliseconds=200), timedelta(seconds=20)

@@ -21,7 +21,7 @@ from maintd.ledger import jobs
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail import control
-from maintd.mail.allowance import look
+from maintd.mail.sending.allowance import look
 from maintd.units import format_duration
 
 

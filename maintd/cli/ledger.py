@@ -14,7 +14,7 @@ from maintd.cli.parameters import confirm, json_option
 from maintd.errors import ExitCode
 from maintd.execution import history
 from maintd.ledger.witness import Point
-from maintd.mail.replay import Replayed
+from maintd.mail.recording.replay import Replayed
 
 _TELL_EVERY = 10
 _CANNOT = "it is not held, or a mail process of this host has not let its flight recorder go yet"

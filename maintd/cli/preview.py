@@ -21,7 +21,7 @@ from maintd.execution.worker import relays_of, timeouts_of
 from maintd.mail import trial
 from maintd.mail.address import Address
 from maintd.mail.campaign import CampaignSpec
-from maintd.mail.enclosures import Enclosure
+from maintd.mail.content.enclosures import Enclosure
 from maintd.mail.preview import Draft, Preview
 from maintd.mail.preview import preview as make_preview
 from maintd.scheduling.occurrences import options_of

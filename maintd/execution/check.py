@@ -22,7 +22,7 @@ from maintd.execution.worker import check_state_dir, relays_of, timeouts_of
 from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger import campaigns
 from maintd.ledger.engine import ledger_database, open_ledger
-from maintd.mail.allowance import look
+from maintd.mail.sending.allowance import look
 from maintd.scheduling.apply import Prepared
 from maintd.smtp.opening import open_session
 from maintd.smtp.relays import Relay

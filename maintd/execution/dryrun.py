@@ -16,7 +16,7 @@ from maintd.ledger import jobs
 from maintd.ledger.jobs import StoredJob
 from maintd.mail import campaign as mailing
 from maintd.mail.campaign import CampaignSpec
-from maintd.mail.overlap import Overlap, count_overlap
+from maintd.mail.enrolling.overlap import Overlap, count_overlap
 from maintd.ratings import recompute
 from maintd.ratings.spec import RatingsSpec
 from maintd.scheduling.files import load, read_jobs

@@ -11,8 +11,8 @@ from maintd.execution.runtime import Runtime
 from maintd.execution.worker import scene_of
 from maintd.ledger.timeline import LedgerHeld, Standing, hold, standing
 from maintd.ledger.witness import Point, WitnessDamaged
-from maintd.mail.recorder import DAMAGED
-from maintd.mail.replay import Replayed, replay
+from maintd.mail.recording.recorder import DAMAGED
+from maintd.mail.recording.replay import Replayed, replay
 
 
 class NotHeld(MaintdError):

@@ -24,12 +24,12 @@ from maintd.ledger.jobs import ListedJob
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
 from maintd.mail import campaign as mailing
-from maintd.mail.audience import columns_of
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import sender_of
-from maintd.mail.enrol import Edition, check_columns, enrol
+from maintd.mail.content.templates import compile_bundle
+from maintd.mail.enrolling.audience import columns_of
+from maintd.mail.enrolling.enrol import Edition, check_columns, enrol
 from maintd.mail.preview import Draft, NobodyThere, preview
-from maintd.mail.templates import compile_bundle
 from maintd.ratings import recompute
 from maintd.ratings.spec import RatingsSpec
 from maintd.scheduling.job import Job

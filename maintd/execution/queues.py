@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from sqlalchemy.engine import Connection
 
-from maintd.mail.allowance import Limits, look
+from maintd.mail.sending.allowance import Limits, look
 
 
 class Queue(StrEnum):

@@ -16,8 +16,8 @@ from maintd.execution.worker import scene_of
 from maintd.ledger import batches, campaigns, jobs, runs
 from maintd.ledger.runs import Run
 from maintd.ledger.states import RunState
-from maintd.mail import recover
-from maintd.mail.finish import finish_if_done
+from maintd.mail.recording import recover
+from maintd.mail.sending.finish import finish_if_done
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from maintd.database import Database
 from maintd.ledger.engine import open_ledger
 from maintd.ledger.timeline import Timeline
 from maintd.ledger.witness import Witness
-from maintd.mail.allowance import Limits
+from maintd.mail.sending.allowance import Limits
 from maintd.sources.connect import Sources
 
 

@@ -20,10 +20,10 @@ from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger import campaigns
 from maintd.ledger.engine import identity
 from maintd.ledger.timeline import LedgerHeld
-from maintd.mail.pump import Pump, PumpSettings
-from maintd.mail.recorder import Recorder, this_boot, this_machine
-from maintd.mail.recover import Scene, recover_orphans
-from maintd.mail.volatile import refuse_volatile
+from maintd.mail.recording.recorder import Recorder, this_boot, this_machine
+from maintd.mail.recording.recover import Scene, recover_orphans
+from maintd.mail.recording.volatile import refuse_volatile
+from maintd.mail.sending.pump import Pump, PumpSettings
 from maintd.smtp.leases import Cap
 from maintd.smtp.pool import SessionPool
 from maintd.smtp.relays import Relay, parse_relays

@@ -14,8 +14,8 @@ from pydantic import Field, field_validator
 
 from maintd.errors import Problem, Problems, did_you_mean
 from maintd.mail.address import parse_address, parse_from
-from maintd.mail.message import UnsafeHeader, check_headers
-from maintd.mail.templates import Bundle, MailTemplate, read_bundle
+from maintd.mail.content.message import UnsafeHeader, check_headers
+from maintd.mail.content.templates import Bundle, MailTemplate, read_bundle
 from maintd.spec import Duration, RateLimit, Spec
 from maintd.textfile import read_text
 

@@ -10,9 +10,9 @@ from maintd.errors import JobFailed
 from maintd.ledger.deliveries import Delivery
 from maintd.mail.address import Address, parse_address, parse_from
 from maintd.mail.campaign import CampaignSpec
-from maintd.mail.message import Content, build_message, needs_smtputf8
-from maintd.mail.skeleton import Skeleton
-from maintd.mail.templates import Bundle, Rendered, compile_bundle
+from maintd.mail.content.message import Content, build_message, needs_smtputf8
+from maintd.mail.content.skeleton import Skeleton
+from maintd.mail.content.templates import Bundle, Rendered, compile_bundle
 from maintd.smtp.session import Outgoing
 
 

@@ -10,14 +10,14 @@ from typing import Any
 from maintd.database import Database
 from maintd.errors import JobFailed
 from maintd.mail.address import Address, InvalidAddress, parse_address, recipient_key
-from maintd.mail.audience import Row, ask_shared, open_audience
 from maintd.mail.campaign import SQL_PREFIX, CampaignSpec, bundle_of, columns_used, edition_of
 from maintd.mail.compose import Composer
-from maintd.mail.enclosures import Enclosure
-from maintd.mail.enrol import check_columns
-from maintd.mail.images import with_data_urls
-from maintd.mail.message import Content
-from maintd.mail.templates import MailTemplate, compile_bundle
+from maintd.mail.content.enclosures import Enclosure
+from maintd.mail.content.images import with_data_urls
+from maintd.mail.content.message import Content
+from maintd.mail.content.templates import MailTemplate, compile_bundle
+from maintd.mail.enrolling.audience import Row, ask_shared, open_audience
+from maintd.mail.enrolling.enrol import check_columns
 from maintd.smtp.session import Outgoing
 
 #: Makes the Message-ID of a preview. No secret: a preview shows the address itself.

@@ -17,7 +17,7 @@ from typing import Any
 from maintd import cli
 from maintd.clock import SystemClock
 from maintd.config.settings import Settings
-from maintd.mail import recorder
+from maintd.mail.recording import recorder
 from maintd.supervise import up
 from maintd.supervise.supervisor import Child
 from tests.chaos import without

@@ -20,7 +20,7 @@ from maintd.keyspace import PREFIX
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.states import DeliveryState
 from maintd.ledger.tables import batches
-from maintd.mail.entries import Damaged, read_entries, read_header
+from maintd.mail.recording.entries import Damaged, read_entries, read_header
 from maintd.mail.suppress import suppress
 from tests.chaos.cast import send
 from tests.chaos.scenario import Blow, Fault, Troupe

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
-from maintd.mail.entries import Damaged, Entry, Header, Kind, read_entries, read_header
+from maintd.mail.recording.entries import Damaged, Entry, Header, Kind, read_entries, read_header
 from tests.wire.site import lives
 
 

@@ -24,8 +24,8 @@ from maintd.ledger.engine import open_ledger
 from maintd.ledger.runs import Run
 from maintd.ledger.states import ENDED_CAMPAIGNS, RUN_MOVES, CampaignState, DeliveryState, RunState, is_final
 from maintd.ledger.witness import Witness
-from maintd.mail.allowance import look
-from maintd.mail.recorder import DAMAGED, DONE
+from maintd.mail.recording.recorder import DAMAGED, DONE
+from maintd.mail.sending.allowance import look
 from maintd.supervise.up import apply_files
 from tests.chaos.altered import World
 from tests.chaos.backup import Backup

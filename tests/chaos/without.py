@@ -13,11 +13,11 @@ from maintd.ledger import batches, deliveries
 from maintd.ledger.batches import Batch
 from maintd.ledger.states import BatchState
 from maintd.ledger.tables import batches as table
-from maintd.mail import recover
-from maintd.mail.held import HeldBatch
-from maintd.mail.recorder import Recorder
-from maintd.mail.recording import Judgement, Recording, judge
-from maintd.mail.replay import _Replay
+from maintd.mail.recording import recover
+from maintd.mail.recording.recorder import Recorder
+from maintd.mail.recording.recordings import Judgement, Recording, judge
+from maintd.mail.recording.replay import _Replay
+from maintd.mail.sending.held import HeldBatch
 from maintd.smtp.pipelined import PipelinedSession
 
 

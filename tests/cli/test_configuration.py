@@ -20,7 +20,7 @@ from maintd.execution.kinds import SPECS
 from maintd.execution.worker import Worker
 from maintd.ledger import runs
 from maintd.ledger.engine import identity, open_ledger
-from maintd.mail.volatile import file_system_of
+from maintd.mail.recording.volatile import file_system_of
 from maintd.samples import sample_directory
 from maintd.scheduling.files import read_jobs
 from tests.cli.conftest import Maintd, Outcome, Project

@@ -23,7 +23,7 @@ from maintd.ledger.runs import Run
 from maintd.ledger.states import DeliveryState, RunState
 from maintd.ledger.tables import deliveries as delivery_rows
 from maintd.ledger.tables import runs as run_rows
-from maintd.mail import audience
+from maintd.mail.enrolling import audience
 from tests.cli.conftest import Project
 from tests.ledgers import stretch_of
 from tests.sinks import SinkThread

@@ -20,8 +20,8 @@ from maintd.execution.worker import Worker
 from maintd.ledger import deliveries
 from maintd.ledger.campaigns import Campaign
 from maintd.mail import control, resolve
-from maintd.mail.finish import finish_if_done
 from maintd.mail.resolve import Word
+from maintd.mail.sending.finish import finish_if_done
 from maintd.smtp.faults import Action, Moment, Step, Then
 from tests.ledgers import HandClock, add_campaign
 from tests.sinks import SinkThread

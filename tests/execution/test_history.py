@@ -25,10 +25,10 @@ from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.engine import migrate
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.ledger.timeline import LedgerHeld, standing
-from maintd.mail.entries import Binding
-from maintd.mail.held import HeldBatch, Pumped
-from maintd.mail.recorder import Recorder
-from maintd.mail.replay import Replayed, StillMailing
+from maintd.mail.recording.entries import Binding
+from maintd.mail.recording.recorder import Recorder
+from maintd.mail.recording.replay import Replayed, StillMailing
+from maintd.mail.sending.held import HeldBatch, Pumped
 from maintd.scheduling.occurrences import fire
 from maintd.smtp.mailbox import read_index
 from tests.backups import Backups

@@ -19,8 +19,8 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.lines import Stretch
 from maintd.ledger.states import CampaignState, DeliveryState
-from maintd.mail import recover
-from maintd.mail.recover import Scene
+from maintd.mail.recording import recover
+from maintd.mail.recording.recover import Scene
 from tests.ledgers import (
     NOW,
     add_campaign,

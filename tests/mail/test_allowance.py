@@ -18,9 +18,9 @@ from maintd.ledger.batches import Ready
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.states import CampaignState, DeliveryState
-from maintd.mail.allowance import Allowance, Limits, Outlook, Validity, look
-from maintd.mail.failures import Failure
-from maintd.mail.held import HeldBatch, Pumped
+from maintd.mail.sending.allowance import Allowance, Limits, Outlook, Validity, look
+from maintd.mail.sending.held import HeldBatch, Pumped
+from maintd.mail.verdicts.failures import Failure
 from maintd.smtp.faults import Action, Moment, Step
 from maintd.units import parse_rate
 from tests.ledgers import MINUTE, NOW, HandClock, add_campaign, campaign_of, claim_batch, race, tallied

@@ -6,7 +6,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maintd.mail.asides import Aside
+from maintd.mail.sending.asides import Aside
 from tests.ledgers import MINUTE, NOW
 
 SECOND = timedelta(seconds=1)

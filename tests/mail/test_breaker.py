@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
-from maintd.mail.breaker import MOST_OURS, SPAN, Breaker
-from maintd.mail.failures import Failure
+from maintd.mail.verdicts.breaker import MOST_OURS, SPAN, Breaker
+from maintd.mail.verdicts.failures import Failure
 from tests.ledgers import key_of
 
 SENT, DEFERRED = DeliveryState.SENT, DeliveryState.DEFERRED

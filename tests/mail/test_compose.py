@@ -19,7 +19,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.states import DeliveryState
 from maintd.mail.compose import Composer
-from maintd.mail.templates import Bundle
+from maintd.mail.content.templates import Bundle
 from maintd.smtp.faults import Action, Moment, Step
 from maintd.smtp.mailbox import read_index
 from maintd.smtp.session import Verdict

@@ -9,9 +9,9 @@ import pytest
 
 from maintd.errors import Problems
 from maintd.mail.campaign import AudienceSpec, CampaignSpec, bundle_of, content_digest, read_files
-from maintd.mail.enclosures import MOST_OCTETS, Enclosure
-from maintd.mail.images import with_data_urls
-from maintd.mail.templates import Bundle, compile_bundle, read_bundle
+from maintd.mail.content.enclosures import MOST_OCTETS, Enclosure
+from maintd.mail.content.images import with_data_urls
+from maintd.mail.content.templates import Bundle, compile_bundle, read_bundle
 
 PDF, PNG = b"%PDF-\xff\r\n", b"\x89PNG"
 LOGO = Enclosure(name="logo.png", content=PNG)

@@ -20,10 +20,10 @@ from maintd.ledger.deliveries import Delivery
 from maintd.ledger.engine import identity
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.timeline import Timeline
-from maintd.mail import audience, enrol
 from maintd.mail.address import parse_address, recipient_key
 from maintd.mail.campaign import CampaignSpec
-from maintd.mail.enrol import Edition, Enrolled
+from maintd.mail.enrolling import audience, enrol
+from maintd.mail.enrolling.enrol import Edition, Enrolled
 from tests.ledgers import MINUTE, NOW, HandClock, add_run, campaign_of, tallied
 
 PENDING, REJECTED, SUPPRESSED = DeliveryState.PENDING, DeliveryState.REJECTED, DeliveryState.SUPPRESSED

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maintd.mail.failures import About, Failure, about, failure_of
+from maintd.mail.verdicts.failures import About, Failure, about, failure_of
 from maintd.smtp.reply import Reply
 from maintd.smtp.session import Phase
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from maintd.mail.limits import Limit, Used, grant, urgent_share, waits
+from maintd.mail.sending.limits import Limit, Used, grant, urgent_share, waits
 from maintd.units import Rate, parse_rate
 
 SECOND = 1_000_000

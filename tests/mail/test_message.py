@@ -15,10 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from maintd.mail.address import parse_address
-from maintd.mail.enclosures import Enclosure
-from maintd.mail.message import Content, UnsafeHeader, build_message, needs_smtputf8
-from maintd.mail.parts import attached_part
-from maintd.mail.skeleton import Skeleton
+from maintd.mail.content.enclosures import Enclosure
+from maintd.mail.content.message import Content, UnsafeHeader, build_message, needs_smtputf8
+from maintd.mail.content.parts import attached_part
+from maintd.mail.content.skeleton import Skeleton
 
 MINIMAL = Content(
     from_name="Acme News",

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.states import DeliveryState
-from maintd.mail.failures import Failure
-from maintd.mail.outcomes import outcome_of
-from maintd.mail.schedules import LONGEST_UNCOUNTED
+from maintd.mail.verdicts.failures import Failure
+from maintd.mail.verdicts.outcomes import outcome_of
+from maintd.mail.verdicts.schedules import LONGEST_UNCOUNTED
 from maintd.smtp.reply import Reply
 from maintd.smtp.session import Phase, Result
 from tests.ledgers import MINUTE, NOW, key_of

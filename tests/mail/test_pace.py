@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maintd.mail.pace import Pace
+from maintd.mail.sending.pace import Pace
 
 
 def test_a_relay_that_is_not_known_yet_gets_few_messages_at_once() -> None:

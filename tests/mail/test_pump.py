@@ -25,14 +25,15 @@ from maintd.ledger.tables import batches as batch_rows
 from maintd.ledger.tables import campaigns as campaign_rows
 from maintd.ledger.tables import deliveries as delivery_rows
 from maintd.ledger.tables import lines as line_rows
-from maintd.mail import control, recover
-from maintd.mail import pump as pumping
-from maintd.mail.allowance import Limits
+from maintd.mail import control
 from maintd.mail.compose import Composer
-from maintd.mail.held import HeldBatch, Marked, Pumped
-from maintd.mail.pump import Pump, PumpSettings
-from maintd.mail.recorder import Recorder
-from maintd.mail.recover import MOST_LOSSES, Scene
+from maintd.mail.recording import recover
+from maintd.mail.recording.recorder import Recorder
+from maintd.mail.recording.recover import MOST_LOSSES, Scene
+from maintd.mail.sending import pump as pumping
+from maintd.mail.sending.allowance import Limits
+from maintd.mail.sending.held import HeldBatch, Marked, Pumped
+from maintd.mail.sending.pump import Pump, PumpSettings
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
 from maintd.smtp.mailbox import read_index
 from maintd.smtp.pool import SessionPool

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
-from maintd.mail import recorder as recording_to
-from maintd.mail.entries import (
+from maintd.mail.recording import recorder as recording_to
+from maintd.mail.recording.entries import (
     LONGEST_DETAIL,
     Binding,
     Damaged,
@@ -38,8 +38,7 @@ from maintd.mail.entries import (
     read_header,
     reply_bytes,
 )
-from maintd.mail.failures import Failure
-from maintd.mail.recorder import (
+from maintd.mail.recording.recorder import (
     DAMAGED,
     DONE,
     KEEP,
@@ -50,7 +49,8 @@ from maintd.mail.recorder import (
     this_boot,
     this_machine,
 )
-from maintd.mail.recording import Orphan, Recording, adopt, judge, orphans, read_recording
+from maintd.mail.recording.recordings import Orphan, Recording, adopt, judge, orphans, read_recording
+from maintd.mail.verdicts.failures import Failure
 from tests.ledgers import NOW, HandClock
 
 SENT, DEFERRED = DeliveryState.SENT, DeliveryState.DEFERRED
@@ -477,8 +477,8 @@ from pathlib import Path
 from maintd.clock import SystemClock
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
-from maintd.mail.entries import Binding
-from maintd.mail.recorder import Recorder, RecorderFailed
+from maintd.mail.recording.entries import Binding
+from maintd.mail.recording.recorder import Recorder, RecorderFailed
 
 def create():
     return Recorder.create(Path(sys.argv[1]), uid="child", boot_id="boot", machine_id="m", clock=SystemClock())

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maintd.mail.failures import Failure
-from maintd.mail.schedules import (
+from maintd.mail.verdicts.failures import Failure
+from maintd.mail.verdicts.schedules import (
     LONGEST_ASKED,
     LONGEST_UNCOUNTED,
     SCHEDULES,

@@ -14,7 +14,7 @@ from maintd.ledger import campaigns
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.mail import control
-from maintd.mail.failures import Failure
+from maintd.mail.verdicts.failures import Failure
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
 from tests.ledgers import MINUTE, HandClock, add_campaign, campaign_of, tallied
 from tests.mail.test_pump import arrived, checked, one, pump_of, put_back, run

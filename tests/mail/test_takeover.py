@@ -21,11 +21,11 @@ from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.tables import batches as batch_rows
 from maintd.ledger.tables import campaigns as campaign_rows
-from maintd.mail.entries import Binding
-from maintd.mail.held import HeldBatch, Pumped
-from maintd.mail.recorder import Recorder, RecorderFailed
-from maintd.mail.recover import Scene, recover_batch, recover_orphans
-from maintd.mail.templates import Bundle
+from maintd.mail.content.templates import Bundle
+from maintd.mail.recording.entries import Binding
+from maintd.mail.recording.recorder import Recorder, RecorderFailed
+from maintd.mail.recording.recover import Scene, recover_batch, recover_orphans
+from maintd.mail.sending.held import HeldBatch, Pumped
 from maintd.smtp.faults import Action, Moment, Step, Then
 from maintd.smtp.mailbox import read_index
 from tests.ledgers import HandClock, add_campaign, campaign_of, key_of, race, tallied

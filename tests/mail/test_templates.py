@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from maintd.errors import Problems
-from maintd.mail.templates import Bundle, MailTemplate, RenderFailed, compile_bundle, read_bundle
+from maintd.mail.content.templates import Bundle, MailTemplate, RenderFailed, compile_bundle, read_bundle
 
 DIGEST = {
     "digest/subject.txt": "Your week,\n  {{ name }}\n",

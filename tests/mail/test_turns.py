@@ -15,8 +15,8 @@ from maintd.database import Database
 from maintd.ledger import campaigns, suppressions
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.states import CampaignState, DeliveryState
-from maintd.mail.held import HeldBatch
-from maintd.mail.pump import Pump
+from maintd.mail.sending.held import HeldBatch
+from maintd.mail.sending.pump import Pump
 from maintd.smtp.faults import Action, Moment, Step
 from maintd.smtp.mailbox import read_index
 from tests.ledgers import MINUTE, NOW, HandClock, add_campaign, campaign_of, key_of, tallied

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from maintd.errors import Problems
-from maintd.mail.volatile import file_system_of, refuse_volatile
+from maintd.mail.recording.volatile import file_system_of, refuse_volatile
 
 MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard

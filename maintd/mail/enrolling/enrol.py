@@ -20,9 +20,9 @@ from maintd.ledger.lines import OTHERS
 from maintd.ledger.states import ENDED_CAMPAIGNS, CampaignState, DeliveryState
 from maintd.ledger.timeline import Timeline
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
-from maintd.mail.audience import Row, ask_shared, open_audience
 from maintd.mail.campaign import SQL_PREFIX, CampaignSpec, bundle_of, columns_used, content_digest
-from maintd.mail.templates import MailTemplate, compile_bundle
+from maintd.mail.content.templates import MailTemplate, compile_bundle
+from maintd.mail.enrolling.audience import Row, ask_shared, open_audience
 
 #: Rows in one transaction.
 _AT_ONCE = 2000

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from maintd.mail.failures import Failure
+from maintd.mail.verdicts.failures import Failure
 from maintd.retry import Backoff
 
 

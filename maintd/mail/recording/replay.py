@@ -23,13 +23,13 @@ from maintd.ledger.batches import Batch
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DELIVERY_MOVES, DeliveryState, sources
-from maintd.mail import forgotten
-from maintd.mail.entries import Binding
-from maintd.mail.forgotten import Forgotten, is_forgotten
-from maintd.mail.outcomes import is_news
-from maintd.mail.recorder import DAMAGED, DONE
-from maintd.mail.recording import Orphan, adopt, judge
-from maintd.mail.recover import Scene, only_judge, recover
+from maintd.mail.recording import forgotten
+from maintd.mail.recording.entries import Binding
+from maintd.mail.recording.forgotten import Forgotten, is_forgotten
+from maintd.mail.recording.recorder import DAMAGED, DONE
+from maintd.mail.recording.recordings import Orphan, adopt, judge
+from maintd.mail.recording.recover import Scene, only_judge, recover
+from maintd.mail.verdicts.outcomes import is_news
 
 _CHUNK = 500
 _DETAIL = "the ledger went back in time while the message may have been handed over"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from maintd.errors import Problem, did_you_mean
-from maintd.mail.enclosures import ATTACHMENTS, INLINE, Enclosure
+from maintd.mail.content.enclosures import ATTACHMENTS, INLINE, Enclosure
 
 # Where a URL can begin: behind a space, quote, bracket or equals sign, behind `&quot;`, in the list of a srcset.
 _CID = re.compile(r"""(?<![^\s"'(=;,])cid:(?!\s)([^\s"'()<>,;&]*)""", re.IGNORECASE)

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
-from maintd.mail.entries import Binding, Damaged, Entry, Header, Kind, read_entries, read_header
-from maintd.mail.recorder import put_away
+from maintd.mail.recording.entries import Binding, Damaged, Entry, Header, Kind, read_entries, read_header
+from maintd.mail.recording.recorder import put_away
 
 logger = logging.getLogger(__name__)
 

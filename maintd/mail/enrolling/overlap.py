@@ -12,8 +12,8 @@ from maintd.ledger.deliveries import Place
 from maintd.ledger.engine import identity
 from maintd.ledger.states import DeliveryState
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
-from maintd.mail.audience import Row, open_audience
 from maintd.mail.campaign import SQL_PREFIX, CampaignSpec
+from maintd.mail.enrolling.audience import Row, open_audience
 
 _MAILED = frozenset({DeliveryState.SENT, DeliveryState.UNCERTAIN})
 _TO_COME = frozenset({DeliveryState.PENDING, DeliveryState.DEFERRED})

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import DeliveryState
-from maintd.mail.failures import About, Failure, about, failure_of
-from maintd.mail.schedules import SCHEDULES, WHEN_RESUMED, Schedule, asked_wait
+from maintd.mail.verdicts.failures import About, Failure, about, failure_of
+from maintd.mail.verdicts.schedules import SCHEDULES, WHEN_RESUMED, Schedule, asked_wait
 from maintd.smtp.session import Result, Verdict
 
 _KNOWN_OR_NOT = {

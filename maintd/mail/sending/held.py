@@ -21,10 +21,10 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.timeline import LedgerHeld, Timeline
-from maintd.mail.allowance import Allowance
-from maintd.mail.outcomes import cut_off
-from maintd.mail.recorder import Recorder, RecorderFailed
-from maintd.mail.recover import resend_as_allowed
+from maintd.mail.recording.recorder import Recorder, RecorderFailed
+from maintd.mail.recording.recover import resend_as_allowed
+from maintd.mail.sending.allowance import Allowance
+from maintd.mail.verdicts.outcomes import cut_off
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-from maintd.mail.enclosures import Enclosure
+from maintd.mail.content.enclosures import Enclosure
 from maintd.smtp.lines import Lines
 
 LONGEST_LINE = 900  # octets; RFC 5322 allows 998, some relays break lines at 990

@@ -23,18 +23,18 @@ from maintd.ledger.batches import Batch, NotSending, Ready
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState
 from maintd.ledger.timeline import Timeline
-from maintd.mail.allowance import SOON, Allowance, Limits, Outlook, Validity, look
-from maintd.mail.breaker import Breaker
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.compose import Composer
-from maintd.mail.entries import Binding
-from maintd.mail.finish import finish_if_done
-from maintd.mail.held import HeldBatch, Pumped
-from maintd.mail.pace import Pace
-from maintd.mail.recorder import Recorder
-from maintd.mail.templates import Bundle, RenderFailed
-from maintd.mail.turn import Turn
-from maintd.mail.windows import Windows
+from maintd.mail.content.templates import Bundle, RenderFailed
+from maintd.mail.recording.entries import Binding
+from maintd.mail.recording.recorder import Recorder
+from maintd.mail.sending.allowance import SOON, Allowance, Limits, Outlook, Validity, look
+from maintd.mail.sending.finish import finish_if_done
+from maintd.mail.sending.held import HeldBatch, Pumped
+from maintd.mail.sending.pace import Pace
+from maintd.mail.sending.turn import Turn
+from maintd.mail.sending.windows import Windows
+from maintd.mail.verdicts.breaker import Breaker
 from maintd.smtp.pool import SessionPool
 
 logger = logging.getLogger(__name__)

@@ -30,9 +30,16 @@ from jinja2 import (
 )
 
 from maintd.errors import MaintdError, Problem, Problems, did_you_mean
-from maintd.mail.enclosures import ATTACHMENTS, INLINE, Enclosure, enclosures, is_enclosed, read_enclosures
-from maintd.mail.images import image_problems, with_content_ids
-from maintd.mail.message import is_header_safe
+from maintd.mail.content.enclosures import (
+    ATTACHMENTS,
+    INLINE,
+    Enclosure,
+    enclosures,
+    is_enclosed,
+    read_enclosures,
+)
+from maintd.mail.content.images import image_problems, with_content_ids
+from maintd.mail.content.message import is_header_safe
 from maintd.textfile import read_text
 
 _FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.runs import NewRun
 from maintd.ledger.states import CampaignState, Cause, RunState
 from maintd.mail import control
-from maintd.mail.entries import Binding
+from maintd.mail.recording.entries import Binding
 
 #: In the place of the digest of a template that nobody has.
 _NO_TEMPLATE = "0" * 64

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from maintd.clock import Clock
 from maintd.ledger.batches import Ready
-from maintd.mail.allowance import Outlook
+from maintd.mail.sending.allowance import Outlook
 
 
 class Turn:

@@ -25,7 +25,14 @@ from pathlib import Path
 from maintd.clock import Clock
 from maintd.errors import Unavailable
 from maintd.ledger.deliveries import Outcome
-from maintd.mail.entries import Binding, Header, batch_bytes, header_bytes, intent_bytes, reply_bytes
+from maintd.mail.recording.entries import (
+    Binding,
+    Header,
+    batch_bytes,
+    header_bytes,
+    intent_bytes,
+    reply_bytes,
+)
 
 #: A message takes some 100 bytes: this is a recording of 150,000, which is read in a good second at most.
 ROLL_AT = 16 * 2**20

@@ -9,8 +9,8 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import count
 
-from maintd.mail.enclosures import Enclosure
-from maintd.mail.parts import TextPart, attached_part, inline_part, multipart
+from maintd.mail.content.enclosures import Enclosure
+from maintd.mail.content.parts import TextPart, attached_part, inline_part, multipart
 from maintd.smtp.lines import Lines
 
 # No encoded part has a NUL, so these are found where they were put and nowhere else.

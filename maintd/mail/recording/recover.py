@@ -21,9 +21,9 @@ from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.lines import Stretch
 from maintd.ledger.states import CampaignState, DeliveryState
-from maintd.mail.outcomes import is_news, vanished
-from maintd.mail.recorder import recording_path
-from maintd.mail.recording import Orphan, Recording, adopt, judge, orphans
+from maintd.mail.recording.recorder import recording_path
+from maintd.mail.recording.recordings import Orphan, Recording, adopt, judge, orphans
+from maintd.mail.verdicts.outcomes import is_news, vanished
 
 logger = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from dataclasses import replace
 from maintd.clock import Clock
 from maintd.errors import JobFailed, Unavailable
 from maintd.ledger.deliveries import Delivery
-from maintd.mail.breaker import Breaker
 from maintd.mail.compose import Composer
-from maintd.mail.failures import Failure, failure_of
-from maintd.mail.held import HeldBatch
-from maintd.mail.message import UnsafeHeader
-from maintd.mail.outcomes import outcome_of, refused_here
-from maintd.mail.pace import Pace
-from maintd.mail.templates import RenderFailed
-from maintd.mail.turn import Turn
+from maintd.mail.content.message import UnsafeHeader
+from maintd.mail.content.templates import RenderFailed
+from maintd.mail.sending.held import HeldBatch
+from maintd.mail.sending.pace import Pace
+from maintd.mail.sending.turn import Turn
+from maintd.mail.verdicts.breaker import Breaker
+from maintd.mail.verdicts.failures import Failure, failure_of
+from maintd.mail.verdicts.outcomes import outcome_of, refused_here
 from maintd.smtp.pool import SessionPool
 from maintd.smtp.session import Outgoing, Result, Session, Verdict
 

@@ -16,8 +16,8 @@ from email.utils import format_datetime
 
 from maintd.errors import MaintdError
 from maintd.mail.address import Address
-from maintd.mail.parts import LONGEST_LINE, text_part
-from maintd.mail.skeleton import Skeleton
+from maintd.mail.content.parts import LONGEST_LINE, text_part
+from maintd.mail.content.skeleton import Skeleton
 from maintd.smtp.lines import Lines
 
 _FOLD_AT = 78  # characters, RFC 5322 §2.1.1

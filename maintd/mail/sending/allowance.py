@@ -20,10 +20,10 @@ from maintd.ledger import allowances, batches
 from maintd.ledger.batches import Ready
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.lines import OTHERS
-from maintd.mail.asides import Aside
-from maintd.mail.failures import Failure
-from maintd.mail.limits import Limit, Used, grant, urgent_share, waits
-from maintd.mail.schedules import asked_wait
+from maintd.mail.sending.asides import Aside
+from maintd.mail.sending.limits import Limit, Used, grant, urgent_share, waits
+from maintd.mail.verdicts.failures import Failure
+from maintd.mail.verdicts.schedules import asked_wait
 from maintd.units import Rate, parse_rate
 
 #: Whoever waits no longer than this for a limit stays where it is, ready to send. Others are woken when it is time.

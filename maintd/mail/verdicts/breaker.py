@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.states import DeliveryState
-from maintd.mail.failures import About, Failure, about
+from maintd.mail.verdicts.failures import About, Failure, about
 
 #: So many outcomes back a breaker remembers.
 SPAN = 200

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from maintd.errors import Problem, Problems, did_you_mean
-from maintd.mail.media import media_type
+from maintd.mail.content.media import media_type
 from maintd.units import format_size
 
 ATTACHMENTS, INLINE = "attachments", "inline"
