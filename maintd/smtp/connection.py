@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
-from maintd.smtp.session import Outgoing, Phase, Result, Session, Verdict, Watcher
+from maintd.smtp.session import Messages, Phase, Result, Session, Verdict, Watcher
 
 #: Refusals in a row that are not about a recipient, until another connection is tried: some relays have had enough of
 #: one connection and say so to every message.
@@ -42,7 +42,7 @@ class Connection:
         """Whether it is idle and should get another message."""
         return self._session.usable and self.room > 0 and self._refusals < MOST_REFUSALS and self._permitted()
 
-    async def send_all(self, messages: Sequence[Outgoing], *, watcher: Watcher) -> None:
+    async def send_all(self, messages: Messages, *, watcher: Watcher) -> None:
         """Sends messages in order; see `Session.send_all`."""
         await self._session.send_all(messages, watcher=_Counting(self, watcher))
 

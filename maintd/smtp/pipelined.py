@@ -11,14 +11,24 @@ No more than one dot is ever open, so no more than one message of a connection c
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from maintd.smtp.replies import RawReply
 from maintd.smtp.reply import Reply
 from maintd.smtp.results import InOrder
-from maintd.smtp.session import CLOSED, GOODBYE_S, NONSENSE, Outgoing, Phase, Result, Timeouts, Watcher
-from maintd.smtp.transaction import Transaction, Unsendable, transaction
+from maintd.smtp.session import (
+    CLOSED,
+    GOODBYE_S,
+    NONSENSE,
+    Messages,
+    Phase,
+    Result,
+    Timeouts,
+    Unsendable,
+    Watcher,
+)
+from maintd.smtp.transaction import Transaction, transaction
 from maintd.smtp.wire import BrokenOff, Wire
 
 #: What each command of a group is answered with if all is well: the first digit.
@@ -72,7 +82,7 @@ class PipelinedSession:
         """Whether it is idle and messages can be sent."""
         return not self._busy and self._wire.alive
 
-    async def send_all(self, messages: Sequence[Outgoing], *, watcher: Watcher) -> None:
+    async def send_all(self, messages: Messages, *, watcher: Watcher) -> None:
         """Sends messages in order; see `Session.send_all`."""
         results = InOrder(watcher, count=len(messages))
         if not self.usable:
@@ -104,12 +114,12 @@ class PipelinedSession:
         self._over = True
         self._wire.break_off(CLOSED)
 
-    def _sendable(self, messages: Sequence[Outgoing], results: InOrder) -> Iterator[_Turn]:
-        for index, message in enumerate(messages):
+    def _sendable(self, messages: Messages, results: InOrder) -> Iterator[_Turn]:
+        for index in range(len(messages)):
             try:
-                yield _Turn(index=index, steps=transaction(message, extensions=self._extensions))
-            except Unsendable as reason:
-                results.put(index, Result.unsendable(str(reason)))
+                yield _Turn(index=index, steps=transaction(messages[index], extensions=self._extensions))
+            except Unsendable as why:
+                results.put(index, Result.unsendable(why))
 
     async def _send(self, line: Iterator[_Turn], results: InOrder, watcher: Watcher) -> None:
         turn, opened = next(line, None), False

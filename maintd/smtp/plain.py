@@ -7,7 +7,7 @@ at the dot that is the difference between "not sent" and "nobody knows".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -16,8 +16,19 @@ from aiosmtplib.errors import SMTPException, SMTPResponseException, SMTPServerDi
 from aiosmtplib.protocol import SMTPProtocol
 
 from maintd.smtp.reply import Reply, sanitised
-from maintd.smtp.session import CLOSED, GOODBYE_S, NONSENSE, Outgoing, Phase, Result, Timeouts, Watcher
-from maintd.smtp.transaction import Transaction, Unsendable, transaction
+from maintd.smtp.session import (
+    CLOSED,
+    GOODBYE_S,
+    NONSENSE,
+    Messages,
+    Outgoing,
+    Phase,
+    Result,
+    Timeouts,
+    Unsendable,
+    Watcher,
+)
+from maintd.smtp.transaction import Transaction, transaction
 
 
 class PlainSession:
@@ -42,7 +53,7 @@ class PlainSession:
     def _alive(self) -> bool:
         return not self._transport.is_closing()
 
-    async def send_all(self, messages: Sequence[Outgoing], *, watcher: Watcher) -> None:
+    async def send_all(self, messages: Messages, *, watcher: Watcher) -> None:
         """Sends messages in order; see `Session.send_all`."""
         if not self.usable:
             closed = Result.broken_off(Phase.MAIL, f"{CLOSED} or busy")
@@ -51,7 +62,8 @@ class PlainSession:
             return
         self._busy = True
         try:
-            for index, message in enumerate(messages):
+            for index in range(len(messages)):
+                message = partial(messages.__getitem__, index)
                 may_write_dot = partial(watcher.may_write_dot, index)
                 watcher.result(index, await self._send(message, may_write_dot=may_write_dot))
         except BaseException:
@@ -75,13 +87,13 @@ class PlainSession:
         # Never close(): that goes on writing, in the background, a dot that was given up.
         self._transport.abort()
 
-    async def _send(self, message: Outgoing, *, may_write_dot: Callable[[], bool]) -> Result:
+    async def _send(self, message: Callable[[], Outgoing], *, may_write_dot: Callable[[], bool]) -> Result:
         if not self._alive:
             return Result.broken_off(Phase.MAIL, CLOSED)
         try:
-            steps = transaction(message, extensions=self._extensions)
-        except Unsendable as reason:
-            return Result.unsendable(str(reason))
+            steps = transaction(message(), extensions=self._extensions)
+        except Unsendable as why:
+            return Result.unsendable(why)
         return await self._carry_out(steps, may_write_dot=may_write_dot)
 
     async def _carry_out(self, steps: Transaction, *, may_write_dot: Callable[[], bool]) -> Result:

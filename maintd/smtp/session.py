@@ -6,7 +6,7 @@ which side the message is. `Verdict.UNCERTAIN` names exactly that window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -30,6 +30,7 @@ class Phase(StrEnum):
     CONNECT = "connect"  #: TCP connection, greeting, EHLO
     TLS = "tls"  #: STARTTLS, the handshake and the EHLO after it
     AUTH = "auth"  #: AUTH
+    RENDER = "render"  #: making the message, before anything was offered to the relay
     MAIL = "mail"  #: MAIL FROM; also what was refused on our side before anything was written
     RCPT = "rcpt"  #: RCPT TO
     DATA = "data"  #: DATA, up to the moment before the message is written
@@ -46,6 +47,18 @@ class Verdict(StrEnum):
         "unsent"  #: the connection was lost or given up before any byte of the dot: certainly not accepted
     )
     UNCERTAIN = "uncertain"  #: the dot may have been written and no reply to it was read
+
+
+class Unsendable(Exception):
+    """A message cannot be made, or cannot be sent to this relay; nothing was written.
+
+    Attributes:
+        phase: `RENDER` or `MAIL`.
+    """
+
+    def __init__(self, reason: str, *, phase: Phase = Phase.MAIL) -> None:
+        super().__init__(reason)
+        self.phase = phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +117,17 @@ class Result:
     @property
     def tried(self) -> bool:
         """Whether anything of the message was offered to the relay; the session may have ended before its turn."""
-        return not (self.verdict is Verdict.UNSENT and self.detail.startswith(CLOSED))
+        return not (self.is_ours or (self.verdict is Verdict.UNSENT and self.detail.startswith(CLOSED)))
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the message was refused on this side, so that the relay has not heard of it."""
+        return self.verdict is Verdict.REJECTED and self.reply is None
 
     @classmethod
-    def unsendable(cls, reason: str) -> Result:
-        """This relay cannot be given this message; nothing was written."""
-        return cls(verdict=Verdict.REJECTED, phase=Phase.MAIL, reply=None, detail=reason)
+    def unsendable(cls, why: Unsendable) -> Result:
+        """There is no such message, or this relay cannot be given it; nothing was written."""
+        return cls(verdict=Verdict.REJECTED, phase=why.phase, reply=None, detail=str(why))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +177,22 @@ class Watcher(Protocol):
         ...
 
 
+class Messages(Protocol):
+    """What is to be sent, in order. Each is taken once, when its turn comes, so that it need not be made before."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Outgoing:
+        """One of them.
+
+        Raises:
+            Unsendable: It cannot be made.
+        """
+        ...
+
+
 class Session(Protocol):
     """An open connection to a relay that sends one message after the other."""
 
@@ -167,7 +201,7 @@ class Session(Protocol):
         """Whether it is idle and messages can be sent."""
         ...
 
-    async def send_all(self, messages: Sequence[Outgoing], *, watcher: Watcher) -> None:
+    async def send_all(self, messages: Messages, *, watcher: Watcher) -> None:
         """Sends messages in order; never raises for what the relay or the network does.
 
         Returns when every message has its result; no dot is open then. The first refusal of the relay to go on ends
@@ -177,7 +211,8 @@ class Session(Protocol):
         those whose dot was permitted are in doubt, the others were certainly not sent.
 
         Args:
-            messages: What to send; one that cannot be sent to this relay is `REJECTED` and nothing of it written.
+            messages: What to send; one that cannot be made, or cannot be sent to this relay, is `REJECTED` and nothing
+                of it written.
             watcher: Is asked before each dot and told each result, by the index in `messages`.
         """
         ...

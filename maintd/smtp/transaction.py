@@ -6,15 +6,11 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 
-from maintd.smtp.session import Outgoing
+from maintd.smtp.session import Outgoing, Unsendable
 
 # A line end in an address would begin a new command, an angle bracket would end the address; the rest is refused
 # because no mailbox worth mailing has it. Surrogates cannot be encoded.
 _NOT_IN_ADDRESS = re.compile("[\x00-\x20<>\x7f-\x9f\ud800-\udfff]")
-
-
-class Unsendable(Exception):
-    """The message cannot be sent to this relay; nothing was written."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from maintd.mail.verdicts.failures import Failure
 from maintd.mail.verdicts.outcomes import outcome_of
 from maintd.mail.verdicts.schedules import LONGEST_UNCOUNTED
 from maintd.smtp.reply import Reply
-from maintd.smtp.session import Phase, Result
+from maintd.smtp.session import Phase, Result, Unsendable
 from tests.ledgers import MINUTE, NOW, key_of
 
 DEFERRED, REJECTED, UNCERTAIN = DeliveryState.DEFERRED, DeliveryState.REJECTED, DeliveryState.UNCERTAIN
@@ -78,7 +78,7 @@ def test_a_message_that_was_never_answered_failed_to_connect(reply: Reply | None
 
 
 def test_what_a_relay_cannot_be_given_is_rejected() -> None:
-    outcome = outcome_of(DELIVERY, Result.unsendable("too wide"), now=NOW, sending_since=NOW)
+    outcome = outcome_of(DELIVERY, Result.unsendable(Unsendable("too wide")), now=NOW, sending_since=NOW)
     assert (outcome.state, outcome.failure) == (REJECTED, Failure.PERMANENT)
 
 

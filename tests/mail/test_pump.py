@@ -806,7 +806,7 @@ def test_the_check_notices_a_pump_that_does_not_mark_before_it_sends(
     ledger: Database, relay: SinkThread, mailbox: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unmarked(held: HeldBatch, window: list[Delivery]) -> Marked:
-        return Marked(going=frozenset(delivery.recipient_key for delivery in window), waiting=[])
+        return Marked(going=window, waiting=[])
 
     monkeypatch.setattr(HeldBatch, "mark", unmarked)
     campaign = add_campaign(ledger, recipients=30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from maintd.clock import SystemClock
 from maintd.smtp.faults import Action, Moment, Step, Then
 from maintd.smtp.mailbox import read_index
-from maintd.smtp.session import Phase, Result, Session, Timeouts, Verdict
+from maintd.smtp.session import Outgoing, Phase, Result, Session, Timeouts, Unsendable, Verdict
 from maintd.smtp.sink import Sink
 from tests.smtp.relaying import (
     CONTENT,
@@ -496,6 +496,41 @@ def test_a_message_that_cannot_be_sent_is_rejected_in_its_turn(kind: Kind) -> No
             fine, refused = Verdict.ACCEPTED, Verdict.REJECTED
             assert recording.verdicts == [refused, fine, refused, refused, fine, refused]
             assert (recording.asked, sink.accepted, session.usable) == ([1, 4], 2, True)
+
+    asyncio.run(main())
+
+
+@dataclass
+class Workshop:
+    """Makes messages when they are asked for, some of them not at all, and remembers how much was decided then."""
+
+    recording: Recording
+    count: int
+    broken: frozenset[int]
+    decided: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int, /) -> Outgoing:
+        assert index == len(self.decided)
+        self.decided.append(len(self.recording.results))
+        if index in self.broken:
+            raise Unsendable("no name", phase=Phase.RENDER)
+        return message()
+
+
+def test_a_message_is_made_when_its_turn_comes_and_one_that_cannot_be_made_stops_no_other(kind: Kind) -> None:
+    async def main() -> None:
+        recording = Recording()
+        workshop = Workshop(recording, count=6, broken=frozenset({0, 3}))
+        async with sink_and_session(kind=kind) as (_, session):
+            await session.send_all(workshop, watcher=recording)
+        refused = (Verdict.REJECTED, Phase.RENDER, "no name")
+        results = [(result.verdict, result.phase, result.detail) for result in recording.results]
+        accepted = (Verdict.ACCEPTED, Phase.DOT, "")
+        assert results == [refused, accepted, accepted, refused, accepted, accepted]
+        assert workshop.decided[-1] >= 3  # never far ahead of what is on the wire
 
     asyncio.run(main())
 

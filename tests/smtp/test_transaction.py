@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from maintd.smtp.transaction import Unsendable, transaction
+from maintd.smtp.session import Unsendable
+from maintd.smtp.transaction import transaction
 from tests.smtp.relaying import message
 
 ALL = frozenset({"size", "8bitmime", "smtputf8"})

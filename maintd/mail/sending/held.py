@@ -52,11 +52,11 @@ class Marked:
     """What became of a window when it was marked.
 
     Attributes:
-        going: The recipients that are to be mailed now.
+        going: Deliveries that are to be mailed now.
         waiting: Deliveries that no limit has room for now.
     """
 
-    going: frozenset[bytes]
+    going: list[Delivery]
     waiting: list[Delivery]
 
 
@@ -146,8 +146,9 @@ class HeldBatch:
             if count < len(to_send):
                 batches.mark(connection, self.batch, wire_hi=to_send[count].ordinal)
         self._written(started_s)
-        self._on_wire = {delivery.recipient_key: delivery.ordinal for delivery in to_send[:count]}
-        return Marked(going=frozenset(self._on_wire), waiting=to_send[count:])
+        going, waiting = to_send[:count], to_send[count:]
+        self._on_wire = {delivery.recipient_key: delivery.ordinal for delivery in going}
+        return Marked(going=going, waiting=waiting)
 
     def _take(self, connection: Connection, *, wanted: int) -> int:
         return self._allowance.take(connection, wanted=wanted) if self._allowance else wanted

@@ -19,14 +19,19 @@ from maintd.mail.sending.pace import Pace
 from maintd.mail.sending.turn import Turn
 from maintd.mail.verdicts.breaker import Breaker
 from maintd.mail.verdicts.failures import Failure, failure_of
-from maintd.mail.verdicts.outcomes import outcome_of, refused_here
+from maintd.mail.verdicts.outcomes import outcome_of
 from maintd.smtp.pool import SessionPool
-from maintd.smtp.session import Outgoing, Result, Session, Verdict
+from maintd.smtp.session import Outgoing, Phase, Result, Session, Unsendable, Verdict
 
 logger = logging.getLogger(__name__)
 
 #: How often a connection may be lost before the dot until a message itself is suspected and waits its turn.
 _UNSENT_TRIES = 3
+#: How many messages a session has made in one go. One by one, between what the sockets want, they take almost twice as
+#: long; all of a window at once, and the relays have nothing to do meanwhile.
+_AT_ONCE = 8
+#: Of what is told of a template that fails, in characters.
+_LONGEST = 500
 
 
 class Windows:
@@ -94,10 +99,9 @@ class Windows:
         sessions = await self._sessions.ready(len(line))
         depth = min(self._pace.depth, *(session.room for session in sessions))
         window = [line.popleft() for _ in range(min(len(line), len(sessions) * depth))]
-        messages = await asyncio.to_thread(self._compose, window)
         marked = await asyncio.to_thread(self._held.mark, window)
         began_s = self._clock.monotonic_s()
-        await self._send(sessions, [pair for pair in messages if pair[0].recipient_key in marked.going])
+        await self._send(sessions, marked.going)
         self._steer(took_s=self._clock.monotonic_s() - began_s)
         back = sorted([*self._again, *marked.waiting], key=lambda delivery: delivery.ordinal, reverse=True)
         line.extendleft(back)
@@ -122,14 +126,14 @@ class Windows:
             said = results[0].detail or results[0].reply
             raise Unavailable(f"the relay takes no message: {said}")
 
-    async def _send(self, sessions: Sequence[Session], messages: Sequence[tuple[Delivery, Outgoing]]) -> None:
+    async def _send(self, sessions: Sequence[Session], going: Sequence[Delivery]) -> None:
         """Gives every session its share, and waits until no dot is open."""
-        share = max(1, -(-len(messages) // len(sessions)))
-        shares = [messages[start : start + share] for start in range(0, len(messages), share)]
+        size = max(1, -(-len(going) // len(sessions)))
+        shares = [_Share(self, going[start : start + size]) for start in range(0, len(going), size)]
         ended = await asyncio.gather(
             *(
-                session.send_all([message for _, message in part], watcher=_Watch(self, part))
-                for session, part in zip(sessions, shares, strict=False)
+                session.send_all(share, watcher=share)
+                for session, share in zip(sessions, shares, strict=False)
             ),
             return_exceptions=True,  # until every session has ended: a batch is left only when nobody sends
         )
@@ -142,22 +146,15 @@ class Windows:
             return  # it says nothing of how fast the relay is
         self._pace.took(took_s, of_s=self._held.window_s)
 
-    def _compose(self, window: list[Delivery]) -> list[tuple[Delivery, Outgoing]]:
-        messages = []
-        for delivery in window:
-            try:
-                messages.append((delivery, self._composer.message(delivery)))
-            except (RenderFailed, UnsafeHeader) as error:
-                self._cannot_be_made(delivery, str(error))
-            except Exception as error:
-                logger.exception("a message cannot be made", extra={"campaign": self._held.campaign.name})
-                self._cannot_be_made(delivery, type(error).__name__)
-        return messages
-
-    def _cannot_be_made(self, delivery: Delivery, reason: str) -> None:
-        outcome = refused_here(delivery, reason)
-        self._held.known.append(outcome)
-        self._breaker.take(outcome)
+    def make(self, delivery: Delivery) -> Outgoing | Unsendable:
+        """The message of a delivery, or why it cannot be made."""
+        try:
+            return self._composer.message(delivery)
+        except (RenderFailed, UnsafeHeader) as error:
+            return Unsendable(str(error)[:_LONGEST], phase=Phase.RENDER)
+        except Exception as error:
+            logger.exception("a message cannot be made", extra={"campaign": self._held.campaign.name})
+            return Unsendable(type(error).__name__, phase=Phase.RENDER)
 
     def may_write_dot(self, delivery: Delivery) -> bool:
         """Asked by a session immediately before a dot."""
@@ -168,7 +165,8 @@ class Windows:
 
     def take(self, delivery: Delivery, result: Result) -> None:
         """Told by a session what became of a message, as soon as it knows."""
-        self._results.append(result)
+        if not result.is_ours:
+            self._results.append(result)
         if result.verdict is Verdict.UNSENT and not self._too_often_unsent(delivery, result):
             self._held.learn(delivery, None)
             self._again.append(delivery)
@@ -204,15 +202,28 @@ def _is_throttled(result: Result) -> bool:
     return reply is not None and failure_of(result.phase, reply, first=False) is Failure.THROTTLE
 
 
-class _Watch:
-    """Tells deliveries from the places that messages have in one session's share."""
+class _Share:
+    """What one session gets of a window: its messages, made when their turn comes, and who is told of them."""
 
-    def __init__(self, windows: Windows, share: Sequence[tuple[Delivery, Outgoing]]) -> None:
+    def __init__(self, windows: Windows, deliveries: Sequence[Delivery]) -> None:
         self._windows = windows
-        self._share = share
+        self._deliveries = deliveries
+        self._made: dict[int, Outgoing | Unsendable] = {}
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    def __getitem__(self, index: int) -> Outgoing:
+        if index not in self._made:
+            some = self._deliveries[index : index + _AT_ONCE]
+            self._made = dict(enumerate(map(self._windows.make, some), start=index))
+        made = self._made.pop(index)
+        if isinstance(made, Unsendable):
+            raise made
+        return made
 
     def may_write_dot(self, index: int) -> bool:
-        return self._windows.may_write_dot(self._share[index][0])
+        return self._windows.may_write_dot(self._deliveries[index])
 
     def result(self, index: int, result: Result) -> None:
-        self._windows.take(self._share[index][0], result)
+        self._windows.take(self._deliveries[index], result)

@@ -8,7 +8,7 @@ from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import DeliveryState
 from maintd.mail.verdicts.failures import About, Failure, about, failure_of
 from maintd.mail.verdicts.schedules import SCHEDULES, WHEN_RESUMED, Schedule, asked_wait
-from maintd.smtp.session import Result, Verdict
+from maintd.smtp.session import Phase, Result, Verdict
 
 _KNOWN_OR_NOT = {
     Verdict.ACCEPTED: DeliveryState.SENT,
@@ -86,19 +86,6 @@ def vanished(recipient_key: bytes, *, ordinal: int, owner: str | None) -> Outcom
     )
 
 
-def refused_here(delivery: Delivery, reason: str) -> Outcome:
-    """A message that cannot be made for this recipient."""
-    return Outcome(
-        recipient_key=delivery.recipient_key,
-        ordinal=delivery.ordinal,
-        state=DeliveryState.REJECTED,
-        fact=False,
-        failure=Failure.TEMPLATE,
-        phase="render",
-        detail=reason[:500],
-    )
-
-
 def is_news(outcome: Outcome, state: DeliveryState | None) -> bool:
     """Whether it changes a delivery in that state; None: there is no such delivery."""
     return state not in (None, DeliveryState.SENT, outcome.state)
@@ -107,6 +94,8 @@ def is_news(outcome: Outcome, state: DeliveryState | None) -> bool:
 def _failure(delivery: Delivery, result: Result) -> Failure:
     if result.verdict is Verdict.UNSENT:
         return Failure.CONNECT
+    if result.phase is Phase.RENDER:
+        return Failure.TEMPLATE
     first = delivery.failures == 0
     known = failure_of(result.phase, result.reply, first=first) if result.reply else None
     return known or Failure.PERMANENT
