@@ -20,7 +20,6 @@ from maintd.execution.project import examine_one, read_project, where_is
 from maintd.execution.runtime import Runtime, limits_of, open_sources
 from maintd.execution.worker import check_state_dir, relays_of, timeouts_of
 from maintd.keyspace import Keyspace, redis_url_of
-from maintd.ledger import campaigns
 from maintd.ledger.engine import ledger_database, open_ledger
 from maintd.mail.sending.allowance import look
 from maintd.scheduling.apply import Prepared
@@ -222,9 +221,8 @@ def _held_back(runtime: Runtime) -> Iterator[str]:
     limits, now = limits_of(runtime.settings), runtime.clock.now()
     with runtime.ledger.read() as connection:
         for urgent in (True, False):
-            for (campaign_id, _), wait in look(connection, limits, urgent=urgent, now=now).waiting.items():
-                name = campaigns.get(connection, campaign_id).name
-                yield f"{name} waits {format_duration(wait.opens_in)} for {wait.why}"
+            for line, wait in look(connection, limits, urgent=urgent, now=now).waiting.items():
+                yield f"{line.campaign} waits {format_duration(wait.opens_in)} for {wait.why}"
 
 
 def _check_jobs(

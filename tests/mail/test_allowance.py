@@ -171,7 +171,7 @@ def test_a_lane_that_has_no_room_keeps_nobody_else_waiting(
     assert campaign_of(ledger, campaign.id).state is CampaignState.SENDING
     assert {batch.token for batch in batches_of(ledger, campaign)} == {None}
     waiting = outlook(ledger, tight, clock).waiting
-    assert {place: wait.why for place, wait in waiting.items()} == {(campaign.id, 1): "lane lane1: 4/day"}
+    assert {line.place: wait.why for line, wait in waiting.items()} == {(campaign.id, 1): "lane lane1: 4/day"}
 
 
 def test_a_campaign_keeps_to_its_own_limit_and_others_do_not(

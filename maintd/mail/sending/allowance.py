@@ -165,11 +165,11 @@ class Outlook:
 
     Attributes:
         open: Those of which something may go out now, the oldest first.
-        waiting: Why the others wait, by campaign and lane.
+        waiting: Why each of the others waits.
     """
 
     open: Sequence[Ready]
-    waiting: Mapping[tuple[int, int], Wait]
+    waiting: Mapping[Ready, Wait]
 
     @property
     def opens_in(self) -> timedelta | None:
@@ -178,7 +178,7 @@ class Outlook:
 
     def waits_of(self, campaign_id: int) -> list[Wait]:
         """Why lines of a campaign wait."""
-        return [wait for (one, _), wait in self.waiting.items() if one == campaign_id]
+        return [wait for line, wait in self.waiting.items() if line.campaign_id == campaign_id]
 
     @property
     def soon(self) -> bool:
@@ -198,17 +198,17 @@ def look(connection: Connection, limits: Limits, *, urgent: bool, now: datetime)
     lines = batches.ready(connection, urgent=urgent)
     if not lines:
         return Outlook(open=[], waiting={})
-    holding = {line.place: limits.of(line) for line in lines}
+    holding = {line: limits.of(line) for line in lines}
     rows = {limit.row for each in holding.values() for limit in each} | {_aside_row(line) for line in lines}
     kept = allowances.read(connection, rows)
     now_us = allowances.now_us(connection, host=now)
     waiting = {
-        line.place: wait
+        line: wait
         for line in lines
         # What has expired needs no allowance: it is not sent.
-        if not line.has_expired(now) and (wait := _wait(line, holding[line.place], kept, now, now_us))
+        if not line.has_expired(now) and (wait := _wait(line, holding[line], kept, now, now_us))
     }
-    return Outlook(open=[line for line in lines if line.place not in waiting], waiting=waiting)
+    return Outlook(open=[line for line in lines if line not in waiting], waiting=waiting)
 
 
 def _wait(
