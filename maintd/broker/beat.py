@@ -101,7 +101,7 @@ class LedgerScheduler(RedBeatScheduler):
         self._leadership = Leadership(keyspace, runtime)
         self._reconciler = Reconciler(runtime)
         self._reconciled_s: float | None = None
-        self._trouble = self._over = ""
+        self._troubles = _Troubles()
         super().__init__(app, **options)
         # RedBeat's own lock is acquired once, at start, and losing it is fatal there: ours is not.
         self.lock_key = None
@@ -119,15 +119,17 @@ class LedgerScheduler(RedBeatScheduler):
             return float(self.max_interval)
         except LedgerHeld as error:
             self._leadership.progressed()  # whoever leads goes on leading: another one could do no more
-            self._say(str(error), over="the ledger is not held any more: runs begin and mail goes out again")
+            self._troubles.met(
+                error, over="the ledger is not held any more: runs begin and mail goes out again"
+            )
             # A sender that sleeps with a batch in its hands finds out only when it is woken.
             if self._leadership.held() and self._is_time():
                 self._wake(MAIL_QUEUES)
             return float(self.max_interval)
         except Unavailable as error:
-            self._say(str(error), over=f"it is over: {error}")
+            self._troubles.met(error, over=f"it is over: {error}")
             return float(self.max_interval)
-        self._say("")
+        self._troubles.are_over()
         return sleep_s
 
     def close(self) -> None:
@@ -193,13 +195,27 @@ class LedgerScheduler(RedBeatScheduler):
             return float(self.max_interval)
         return min(max(next_s - now.timestamp(), 0.0), float(self.max_interval))
 
-    def _say(self, trouble: str, *, over: str = "") -> None:
-        """One line when something goes away, and `over` when it is back."""
-        if trouble and trouble != self._trouble:
+
+class _Troubles:
+    """What keeps a beat from its work: one line when it is met, and one when it is over."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._overs: dict[str, None] = {}
+
+    def met(self, trouble: Unavailable, *, over: str) -> None:
+        """A tick failed of it. Whether what was met before is over, a tick that fails does not tell."""
+        if str(trouble) != self._last:
             logger.warning("%s; nothing is lost, it goes on when that is over", trouble)
-        if self._trouble and not trouble:
-            logger.info(self._over)
-        self._trouble, self._over = trouble, over
+        self._last = str(trouble)
+        self._overs[over] = None
+
+    def are_over(self) -> None:
+        """A tick came through, so nothing is left of any of them."""
+        for over in self._overs:
+            logger.info(over)
+        self._last = ""
+        self._overs.clear()
 
 
 class Leadership:
