@@ -65,10 +65,15 @@ class Lines(NamedTuple):
         """Whether they need no 8BITMIME."""
         return self.octets.isascii()
 
-    @property
-    def longest(self) -> int:
-        """Octets of the longest line, without its end."""
-        return max(map(len, self.octets.split(b"\n"))) - len(b"\r") if self.octets else 0
+    def are_within(self, most: int) -> bool:
+        """Whether no line has more than so many octets, without its end."""
+        octets, reach, start = self.octets, most + len(b"\r\n"), 0
+        # From one line end to the last within reach of it: short lines need not be looked at one by one.
+        while len(octets) - start > reach:
+            start = octets.rfind(b"\n", start, start + reach) + 1
+            if start == 0:
+                return False
+        return True
 
 
 def _stuffed(octets: bytes) -> bytes:

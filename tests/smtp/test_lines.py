@@ -63,6 +63,8 @@ def test_the_end_of_a_message_is_at_its_end_only(octets: bytes) -> None:
 
 
 @given(octets)
-def test_the_longest_line_is_measured_without_its_end(octets: bytes) -> None:
-    assert Lines.of(octets).longest == max(map(len, octets.split(b"\r\n")))
-    assert NOTHING.longest == 0
+def test_how_long_lines_are_is_measured_without_their_ends(octets: bytes) -> None:
+    longest = max(map(len, octets.split(b"\r\n")))
+    assert [Lines.of(octets).are_within(longest + more) for more in (0, 1, 10)] == [True] * 3
+    assert not any(Lines.of(octets).are_within(most) for most in range(longest))
+    assert NOTHING.are_within(0)

@@ -45,7 +45,7 @@ def _text_head(subtype: str, encoding: str) -> Lines:
 
 def _encoded(body: Lines) -> tuple[str, Lines]:
     """The name of the lightest transfer encoding that keeps these lines safe, and the body in it (RFC 2045 §6)."""
-    if body.is_ascii and body.longest <= LONGEST_LINE:
+    if body.is_ascii and body.are_within(LONGEST_LINE):
         return "7bit", body
     beyond_ascii = len(body.octets.translate(None, _ASCII))
     # Quoted-printable adds two octets for each, base64 a third of all.

@@ -88,7 +88,7 @@ class Breaker:
             self._counts[self._signs.popleft()] -= 1
         if sign is not Sign.FINE:
             self._last_bad = _said(outcome)
-        if self.tripped is None:
+        if self.tripped is None and self._counts[Sign.FINE] < len(self._signs):
             self.tripped = self._why()
 
     def _why(self) -> str | None:
