@@ -25,7 +25,7 @@ from maintd.ledger import jobs, misses
 from maintd.ledger import runs as stored_runs
 from maintd.ledger.misses import Miss
 from maintd.ledger.runs import Run
-from maintd.ledger.states import DeliveryState, RunState
+from maintd.ledger.states import CampaignState, DeliveryState, RunState
 
 _INTERNAL = ("token", "counter")
 #: A run that stands so is in, or has ended with, a try that is neither among its failures nor its losses.
@@ -118,13 +118,15 @@ def _confirm_new_edition(context: Context, job: str, *, yes: bool) -> None:
     if not overlap.editions:
         return
     editions = ", ".join(f"{edition} ({state})" for edition, state in overlap.editions.items())
-    again = overlap.mailed + overlap.to_come
+    enrolling = CampaignState.ENROLLING in overlap.editions.values()
     click.echo(
         f"this period has {editions}; the audience has {overlap.audience:,} rows, of whom {overlap.mailed:,} people "
-        f"were mailed in this period and {overlap.to_come:,} more are still going to be",
+        f"were mailed in this period and {overlap.to_come:,} more are still going to be"
+        + ("; one that is enrolling may yet have all of them" if enrolling else ""),
         err=True,
     )
-    question = f"Mail {again:,} people once more? (--yes does not ask)"
+    again = "all of them" if enrolling else f"{overlap.mailed + overlap.to_come:,} people"
+    question = f"Mail {again} once more? (--yes does not ask)"
     if not yes:
         confirm(question)
 

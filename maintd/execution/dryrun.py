@@ -14,6 +14,7 @@ from maintd.execution.kinds import KINDS, SPECS
 from maintd.execution.runtime import Runtime
 from maintd.ledger import jobs
 from maintd.ledger.jobs import StoredJob
+from maintd.ledger.states import CampaignState
 from maintd.mail import campaign as mailing
 from maintd.mail.campaign import CampaignSpec
 from maintd.mail.enrolling.overlap import Overlap, count_overlap
@@ -22,6 +23,9 @@ from maintd.ratings.spec import RatingsSpec
 from maintd.scheduling.files import load, read_jobs
 from maintd.scheduling.occurrences import header_of, options_of
 from maintd.spec import Spec
+
+#: An edition that there is not, and one whose enrolment begins anew.
+_TO_ENROL = (None, CampaignState.ENROLLING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +127,7 @@ def _count_campaign(stored: StoredJob, spec: Spec, runtime: Runtime) -> DryRun:
     state = overlap.editions.get(period)
     counts = {
         "edition": period,
-        "it_would": f"go on with this edition, which is {state}"
-        if state
-        else "enrol this edition and send it",
+        "it_would": _what_it_would(state),
         "audience": overlap.audience,
         "invalid": overlap.invalid,
         "suppressed": overlap.suppressed,
@@ -135,7 +137,7 @@ def _count_campaign(stored: StoredJob, spec: Spec, runtime: Runtime) -> DryRun:
     samples = [{"address": address, "problem": ""} for address in overlap.samples]
     samples += [{"address": address, "problem": problem} for address, problem in overlap.invalid_samples]
     cap = campaign.stop_at.recipients
-    beyond = cap is not None and state is None and overlap.audience > cap
+    beyond = cap is not None and state in _TO_ENROL and overlap.audience > cap
     return DryRun(
         job=stored.name,
         kind=stored.kind,
@@ -143,6 +145,12 @@ def _count_campaign(stored: StoredJob, spec: Spec, runtime: Runtime) -> DryRun:
         samples=tuple(samples),
         would_stop=f"stop_at.recipients: the audience has more than {cap:,} rows" if beyond else "",
     )
+
+
+def _what_it_would(state: CampaignState | None) -> str:
+    if state is CampaignState.ENROLLING:
+        return "enrol this edition, which was begun and not completed, and send it"
+    return f"go on with this edition, which is {state}" if state else "enrol this edition and send it"
 
 
 def _overlap(stored: StoredJob, spec: CampaignSpec, runtime: Runtime, *, period: str) -> Overlap:

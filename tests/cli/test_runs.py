@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -20,7 +21,8 @@ from maintd.execution.worker import Worker
 from maintd.keyspace import Keyspace
 from maintd.ledger import campaigns, deliveries, runs
 from maintd.ledger.runs import Run
-from maintd.ledger.states import DeliveryState, RunState
+from maintd.ledger.states import CampaignState, DeliveryState, RunState
+from maintd.ledger.tables import campaigns as campaign_rows
 from maintd.ledger.tables import deliveries as delivery_rows
 from maintd.ledger.tables import runs as run_rows
 from maintd.mail.enrolling import audience
@@ -245,6 +247,74 @@ def test_a_dry_run_of_a_mailing_shows_the_first_few_whom_it_would_mail(
     work_off(small, Queue.MAIL_BULK)
     assert relay.sink.accepted > 5
     assert shown() == []
+
+
+def dry_run_of(project: Project) -> tuple[dict[str, Any], list[str]]:
+    """What a dry run of the mailing counts, and whom it says it would mail."""
+    found = project.maintd("run", "weekly-digest", "--dry-run", "--json").json
+    return found["counts"], [one["address"] for one in found["samples"] if not one["problem"]]
+
+
+def alter_campaign(project: Project, **values: object) -> None:
+    with project.runtime() as runtime, runtime.ledger.write() as connection:
+        connection.execute(sa.update(campaign_rows).values(values))
+
+
+def test_a_dry_run_of_a_mailing_whose_enrolment_a_cap_cut_off_speaks_of_its_whole_audience(
+    small: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, at_first = dry_run_of(small)
+    monkeypatch.setattr(audience, "CHUNK", 1)
+    small.change("recipients = 20_000", "recipients = 3")
+    small.maintd("apply")
+    small.maintd("run", "weekly-digest")
+    work_off(small, Queue.MAINTENANCE)
+    stopped = small.maintd("run", "weekly-digest", "--dry-run")
+    assert (stopped.code, "stop_at.recipients" in stopped.err) == (1, True)
+    asked = small.maintd("run", "weekly-digest", "--new-edition", typed="n\n").err
+    assert "one that is enrolling may yet have all of them" in asked
+    small.change("recipients = 3", "recipients = 20_000")
+    small.maintd("apply")
+    counts, shown = dry_run_of(small)
+    assert "begun and not completed" in counts["it_would"]
+    assert (counts["mailed_in_this_period"], counts["still_to_come"]) == (0, 0)
+    assert shown == at_first
+
+
+def test_a_dry_run_of_a_mailing_that_only_has_editions_made_by_hand_speaks_of_a_new_one(
+    small: Project, relay: SinkThread
+) -> None:
+    _, at_first = dry_run_of(small)
+    small.maintd("run", "weekly-digest")
+    work_off(small, Queue.MAINTENANCE, Queue.MAIL_BULK)
+    alter_campaign(small, edition="ever+2")
+    counts, shown = dry_run_of(small)
+    assert counts["it_would"] == "enrol this edition and send it"
+    assert counts["mailed_in_this_period"] == relay.sink.accepted > 0
+    assert shown == at_first
+
+
+def test_a_dry_run_shows_those_whom_its_own_edition_would_mail_whatever_another_has_sent(
+    small: Project, relay: SinkThread
+) -> None:
+    _, at_first = dry_run_of(small)
+    small.maintd("run", "weekly-digest")
+    work_off(small, Queue.MAINTENANCE, Queue.MAIL_BULK)
+    alter_campaign(small, edition="ever+2")
+    small.maintd("run", "weekly-digest")
+    work_off(small, Queue.MAINTENANCE)
+    counts, shown = dry_run_of(small)
+    assert counts["it_would"] == "go on with this edition, which is sending"
+    assert (counts["mailed_in_this_period"], counts["still_to_come"]) == (relay.sink.accepted, 0)
+    assert shown == at_first
+
+
+def test_nobody_of_a_cancelled_mailing_is_to_come(small: Project) -> None:
+    small.maintd("run", "weekly-digest")
+    work_off(small, Queue.MAINTENANCE)
+    alter_campaign(small, state=CampaignState.CANCELLED)  # and nobody has settled its deliveries yet
+    counts, shown = dry_run_of(small)
+    assert (counts["still_to_come"], shown) == (0, [])
 
 
 def test_new_editions_are_for_campaigns(small: Project) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from maintd.database import Database
 from maintd.ledger import campaigns, deliveries
+from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Place
 from maintd.ledger.engine import identity
-from maintd.ledger.states import DeliveryState
+from maintd.ledger.states import ENDED_CAMPAIGNS, CampaignState, DeliveryState
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
 from maintd.mail.campaign import SQL_PREFIX, CampaignSpec
 from maintd.mail.enrolling.audience import Row, open_audience
@@ -25,7 +26,8 @@ class Overlap:
     """An audience and the editions of one period.
 
     Attributes:
-        editions: The editions that the period has, oldest first, each with its state.
+        editions: The editions that the period has, oldest first, each with its state. Of one that is enrolling nobody
+            is counted: it has been sent to nobody, and what it has is a part of whom it will have.
         audience: Rows of the audience; an address that it has twice counts twice.
         invalid: Rows whose address cannot be used.
         suppressed: Rows whose address is on the suppression list.
@@ -35,7 +37,7 @@ class Overlap:
         invalid_samples: The first few that cannot be used: the address as Python writes it, and the reason.
     """
 
-    editions: Mapping[str, str]
+    editions: Mapping[str, CampaignState]
     audience: int
     invalid: int
     suppressed: int
@@ -71,13 +73,15 @@ def count_overlap(
     with ledger.read() as connection:
         found = campaigns.editions_of(connection, job=job, period=period)
         key = identity(connection).recipient_key
-    counter = _Counter(ledger, [campaign.id for campaign in found], spec.audience.address, key=key)
+    enrolled = [campaign for campaign in found if campaign.state is not CampaignState.ENROLLING]
+    own = next((campaign.id for campaign in enrolled if campaign.edition == period), None)
+    counter = _Counter(ledger, enrolled, spec.audience.address, goes_on_with=own, key=key)
     sql = spec.audience.sql
     with open_audience(source, files[SQL_PREFIX + sql], key=f"audience.sql ({sql})") as (_, chunks):
         for rows in chunks:
             counter.count(rows)
     return Overlap(
-        editions={campaign.edition: campaign.state.value for campaign in found},
+        editions={campaign.edition: campaign.state for campaign in found},
         samples=tuple(counter.samples),
         invalid_samples=tuple(counter.invalid_samples),
         **counter.counts,
@@ -85,10 +89,20 @@ def count_overlap(
 
 
 class _Counter:
-    def __init__(self, ledger: Database, campaign_ids: Sequence[int], column: str, *, key: bytes) -> None:
+    def __init__(
+        self,
+        ledger: Database,
+        enrolled: Sequence[Campaign],
+        column: str,
+        *,
+        goes_on_with: int | None,
+        key: bytes,
+    ) -> None:
         self._ledger = ledger
-        self._campaign_ids = campaign_ids
+        self._campaign_ids = [campaign.id for campaign in enrolled]
+        self._under_way = {campaign.id for campaign in enrolled if campaign.state not in ENDED_CAMPAIGNS}
         self._column = column
+        self._goes_on_with = goes_on_with
         self._key = key
         self._seen = _Seen()
         self.counts = dict.fromkeys(("audience", "invalid", "suppressed", "mailed", "to_come"), 0)
@@ -105,27 +119,28 @@ class _Counter:
         self.counts["audience"] += len(rows)
         self.counts["invalid"] += len(rows) - len(keys)
         self.counts["suppressed"] += sum(key in suppressed for key in keys)
-        to_come = self._count_places(places)
-        # Who is not enrolled in an edition that there is will not be.
+        to_come = [place for place in places if self._is_to_come(place)]
+        self._count_places(places, to_come)
+        # Who is not in an edition whose enrolment is over will not be.
+        in_line = {place.recipient_key for place in to_come if place.campaign_id == self._goes_on_with}
         self._sample(
             mailbox
             for key, mailbox in found
-            if key not in suppressed and (key in to_come or not self._campaign_ids)
+            if key not in suppressed and (key in in_line or self._goes_on_with is None)
         )
 
-    def _count_places(self, places: Sequence[Place]) -> set[bytes]:
-        """Counts recipients by what became of them, each once; returns those who are still to be mailed."""
-        first: dict[bytes, Place] = {}
-        states: dict[bytes, set[DeliveryState]] = {}
-        for place in places:
-            first.setdefault(place.recipient_key, place)
-            states.setdefault(place.recipient_key, set()).add(place.state)
-        to_come = {key for key, found in states.items() if found & _TO_COME and not found & _MAILED}
+    def _is_to_come(self, place: Place) -> bool:
+        return place.state in _TO_COME and place.campaign_id in self._under_way
+
+    def _count_places(self, places: Sequence[Place], to_come: Sequence[Place]) -> None:
+        """Counts recipients by what became of them, each once."""
+        mailed = {place.recipient_key for place in places if place.state in _MAILED}
+        waiting = {place.recipient_key for place in to_come} - mailed
+        first = {place.recipient_key: place for place in reversed(places)}
         for key, place in first.items():
             if self._seen.add(place):
-                self.counts["mailed"] += bool(states[key] & _MAILED)
-                self.counts["to_come"] += key in to_come
-        return to_come
+                self.counts["mailed"] += key in mailed
+                self.counts["to_come"] += key in waiting
 
     def _sample(self, mailboxes: Iterator[str]) -> None:
         while len(self.samples) < _MOST_SAMPLES and (mailbox := next(mailboxes, None)):
