@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -81,8 +81,7 @@ class Outcome:
 
 def enrolled_keys(connection: Connection, campaign_id: int, keys: Sequence[bytes]) -> set[bytes]:
     """Which of these recipients the campaign has already."""
-    enrolled = deliveries.c.campaign_id == campaign_id
-    return _found(connection, deliveries.c.recipient_key, keys, enrolled)
+    return _found(connection, deliveries.c.recipient_key, keys, _within_campaign(campaign_id))
 
 
 def suppressed_keys(connection: Connection, keys: Sequence[bytes]) -> set[bytes]:
@@ -98,12 +97,24 @@ def _found(
 ) -> set[bytes]:
     """Which of these keys a column has, by one look into its unique index for each."""
     key = _as_rows(keys)
+    following = _following(column, key, *conditions).with_only_columns(column).scalar_subquery()
+    return set(connection.scalars(sa.select(key).where(following == key)).all())
+
+
+def _following(
+    column: sa.Column[bytes], key: sa.ColumnElement[bytes], *conditions: sa.ColumnElement[bool]
+) -> sa.Select[Any]:
+    """The first row whose key is that one or comes after it: the row of that key, if there is one."""
     # No join, no IN, no equality: PostgreSQL may know next to nothing of a table that is being filled, and would answer
     # them by walking through a whole campaign. What comes next in the order of an index is found by that index.
-    following = (
-        sa.select(column).where(column >= key, *conditions).order_by(column).limit(1).scalar_subquery()
-    )
-    return set(connection.scalars(sa.select(key).where(following == key)).all())
+    return sa.select(column.table).where(column >= key, *conditions).order_by(column).limit(1)
+
+
+def _within_campaign(campaign_id: int) -> sa.ColumnElement[bool]:
+    """A campaign in which recipients are looked up, each by the index of keys."""
+    # Of a campaign that it has not heard of yet PostgreSQL believes that it has nobody, and walks through it as soon as
+    # another index is the flatter one. What a query says may be any campaign to it, of average size.
+    return deliveries.c.campaign_id == sa.select(sa.literal(campaign_id)).scalar_subquery()
 
 
 def _as_rows(keys: Sequence[bytes]) -> sa.ColumnElement[bytes]:
@@ -126,13 +137,18 @@ class Place:
 
 def places(connection: Connection, campaign_ids: Sequence[int], keys: Sequence[bytes]) -> list[Place]:
     """The deliveries of these campaigns to these recipients, the older campaign first."""
-    columns = [deliveries.c[name] for name in Place.__dataclass_fields__]
-    query = (
-        sa.select(*columns)
-        .where(deliveries.c.campaign_id.in_(campaign_ids), deliveries.c.recipient_key.in_(keys))
-        .order_by(deliveries.c.campaign_id)
+    return [place for one in sorted(campaign_ids) for place in _places(connection, one, keys)]
+
+
+def _places(connection: Connection, campaign_id: int, keys: Sequence[bytes]) -> Iterator[Place]:
+    key = _as_rows(list(set(keys)))
+    following = _following(deliveries.c.recipient_key, key, _within_campaign(campaign_id))
+    found, ordinal, state = (
+        following.with_only_columns(deliveries.c[name]).scalar_subquery()
+        for name in ("recipient_key", "ordinal", "state")
     )
-    return [Place(**row) for row in connection.execute(query).mappings()]
+    rows = connection.execute(sa.select(key, ordinal, state).where(found == key))
+    return (Place(recipient_key=k, campaign_id=campaign_id, ordinal=at, state=was) for k, at, was in rows)
 
 
 def insert(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
@@ -241,7 +257,7 @@ def settle(connection: Connection, campaign_id: int, outcomes: Iterable[Outcome]
         statement = (
             sa.update(deliveries)
             .where(
-                deliveries.c.campaign_id == campaign_id,
+                _within_campaign(campaign_id),
                 deliveries.c.recipient_key == sa.bindparam("key"),
                 # Spelled out, because an IN of several values cannot be executed for many rows at once.
                 sa.or_(*(deliveries.c.state == state for state in allowed)),
@@ -285,7 +301,7 @@ def doubt(
     changed = connection.execute(
         sa.update(deliveries)
         .where(
-            deliveries.c.campaign_id == campaign_id,
+            _within_campaign(campaign_id),
             deliveries.c.recipient_key.in_(keys),
             deliveries.c.state.in_(sources(DELIVERY_MOVES, DeliveryState.UNCERTAIN)),
         )

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from hashlib import md5
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from maintd.database import Database
 from maintd.errors import JobFailed, Unavailable
 from maintd.ledger import campaigns, deliveries, suppressions
+from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
 from tests.ledgers import MINUTE, NOW, add_campaign, campaign_of, key_of, race, states_of, stretch_of, tallied
@@ -108,6 +112,61 @@ def test_whoever_is_enrolled_already_is_looked_up_and_not_searched_for(
     _, index, conditions = plans[-1].partition("uq_deliveries_campaign_id_recipient_key")
     assert index, plans
     assert "Filter" not in conditions, plans
+
+
+LOOK_UPS: dict[str, Callable[[Connection, int, list[bytes]], object]] = {
+    "enrolled": lambda connection, campaign_id, keys: deliveries.enrolled_keys(connection, campaign_id, keys),
+    "places": lambda connection, campaign_id, keys: deliveries.places(connection, [campaign_id], keys),
+    "late acceptances": lambda connection, campaign_id, keys: deliveries.settle(
+        connection,
+        campaign_id,
+        [replace(outcome(0, SENT), recipient_key=key) for key in keys],
+        now=NOW,
+    ),
+    "doubts": lambda connection, campaign_id, keys: deliveries.doubt(
+        connection, campaign_id, keys, now=NOW, detail=""
+    ),
+}
+
+
+@pytest.fixture
+def tall(ledger: Database) -> Campaign:
+    """A campaign that PostgreSQL has not heard of, so large that its index of keys is the taller one."""
+    add_campaign(ledger, recipients=300, edition="before")
+    with ledger.write() as connection:
+        connection.exec_driver_sql("ANALYZE maintd.deliveries")
+    campaign = add_campaign(ledger, recipients=1)
+    (first,) = line(ledger, campaign.id)
+    rows = [
+        first._asdict() | {"ordinal": number, "recipient_key": md5(b"%d" % number).digest()}
+        for number in range(1, 50_000)
+    ]
+    with ledger.write() as connection:
+        deliveries.insert(connection, rows)
+    return campaign
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_recipients_are_looked_up_by_their_keys_whichever_index_is_the_flatter_one(
+    ledger: Database, tall: Campaign
+) -> None:
+    plans: list[str] = []
+
+    @sa.event.listens_for(ledger.engine, "before_cursor_execute")
+    def explain(_c: object, cursor: Any, statement: str, parameters: Any, _x: object, many: bool) -> None:
+        if "deliveries" in statement:
+            cursor.execute("EXPLAIN " + statement, parameters[0] if many else parameters)
+            plans.append("\n".join(row[0] for row in cursor))
+
+    keys = [md5(b"%d" % number).digest() for number in range(100, 110)]
+    for name, look_up in LOOK_UPS.items():
+        plans.clear()
+        with ledger.write() as connection:
+            look_up(connection, tall.id, keys)
+        of_campaign = [one for plan in plans for one in plan.splitlines() if "Cond: ((campaign_id" in one]
+        assert of_campaign, (name, plans)
+        walks = [one for plan in plans for one in plan.splitlines() if "Cond: (campaign_id" in one]
+        assert not walks, (name, plans)
 
 
 def test_acceptances_are_written_by_walking_through_their_window_at_most(ledger: Database) -> None:
