@@ -145,7 +145,7 @@ class PlainSession:
     async def _write_body(self, body: bytes) -> Result:
         try:
             self._protocol.write(body)
-            reply = Reply.parse(*await self._protocol.read_response(timeout=self._timeouts.dot_s))
+            reply = await self._reply_to_dot()
         except (SMTPException, OSError) as error:
             return self._give_up(Phase.DOT, _what_happened(error))
         if not (reply.positive or reply.refused):
@@ -153,6 +153,20 @@ class PlainSession:
         if reply.closing or self._out_of_step:
             self.abort()
         return Result.decided(Phase.DOT, reply)
+
+    async def _reply_to_dot(self) -> Reply:
+        response = asyncio.ensure_future(self._protocol.read_response())
+        try:
+            await asyncio.wait([response], timeout=self._timeouts.dot_s)
+            if not response.done():
+                # Whoever was stopped for a while learns that the time is over before it learns what came meanwhile:
+                # another round of the loop reads that first.
+                await asyncio.wait([response], timeout=0)
+            if not response.done():
+                raise SMTPTimeoutError("no answer in time")
+            return Reply.parse(*response.result())
+        finally:
+            response.cancel()
 
     def _give_up(self, phase: Phase, detail: str, *, reply: Reply | None = None) -> Result:
         self.abort()

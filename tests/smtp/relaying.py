@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import selectors
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -30,6 +31,18 @@ class Kind(StrEnum):
     PLAIN = "plain"  #: over a session that does not pipeline
     FIRST = "first"  #: as the first of a pipelined session: step by step
     GROUPED = "grouped"  #: as a later one: MAIL, RCPT and DATA at once
+
+
+class Blinded(selectors.DefaultSelector):
+    """Misses what has come, once: as epoll does for a process that was stopped and goes on when its time is over."""
+
+    blind = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if not self.blind:
+            return super().select(timeout)
+        self.blind = False
+        return []
 
 
 @dataclass

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
 import socket
 
 import pytest
 
 from maintd.smtp.wire import BrokenOff, Wire
-
-
-class Blinded(selectors.DefaultSelector):
-    """Misses what has come, once: as epoll does for a process that was stopped and goes on when its time is over."""
-
-    blind = False
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if not self.blind:
-            return super().select(timeout)
-        self.blind = False
-        return []
+from tests.smtp.relaying import Blinded
 
 
 @pytest.fixture
