@@ -321,7 +321,7 @@ def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime,
         sa.select(campaigns.c.tail).where(campaigns.c.id == campaign_id).with_for_update(key_share=True)
     ).one()
     due = connection.execute(
-        sa.select(deliveries.c.recipient_key, deliveries.c.lane)
+        sa.select(deliveries.c.recipient_key, deliveries.c.ordinal, deliveries.c.lane)
         .where(
             deliveries.c.campaign_id == campaign_id,
             IS_OPEN,
@@ -336,12 +336,18 @@ def put_back_in_line(connection: Connection, campaign_id: int, *, now: datetime,
     connection.execute(
         sa.update(deliveries)
         .where(
+            # Key and place, so that either index finds it in one step, whatever PostgreSQL believes of this campaign.
             deliveries.c.campaign_id == campaign_id,
             deliveries.c.recipient_key == sa.bindparam("key"),
-            deliveries.c.state == DeliveryState.DEFERRED,
+            deliveries.c.ordinal == sa.bindparam("was_at"),
+            # As a query, or it would walk through all that is open for each: it believes that to be next to nothing.
+            deliveries.c.state == sa.select(sa.literal(DeliveryState.DEFERRED)).scalar_subquery(),
         )
         .values(state=DeliveryState.PENDING, ordinal=sa.bindparam("at"), due_at=None, settled_at=None),
-        [{"key": one.recipient_key, "at": tail + place} for place, one in enumerate(due)],
+        [
+            {"key": one.recipient_key, "was_at": one.ordinal, "at": tail + place}
+            for place, one in enumerate(due)
+        ],
     )
     connection.execute(sa.update(campaigns).where(campaigns.c.id == campaign_id).values(tail=tail + len(due)))
     lines.extend(connection, campaign_id, {one.lane: tail + place for place, one in enumerate(due, start=1)})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from maintd.ledger import campaigns, deliveries, suppressions
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery, Outcome
 from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.tables import deliveries as delivery_rows
 from tests.ledgers import MINUTE, NOW, add_campaign, campaign_of, key_of, race, states_of, stretch_of, tallied
 
 PENDING, DEFERRED, SENT = DeliveryState.PENDING, DeliveryState.DEFERRED, DeliveryState.SENT
@@ -45,6 +47,19 @@ def line(ledger: Database, campaign_id: int) -> list[Delivery]:
 def put_back(ledger: Database, campaign_id: int, *, now: datetime = NOW, limit: int = 100) -> int:
     with ledger.write() as connection:
         return deliveries.put_back_in_line(connection, campaign_id, now=now, limit=limit)
+
+
+def plans_of(ledger: Database) -> list[str]:
+    """How PostgreSQL carries out every statement on deliveries from now on."""
+    plans: list[str] = []
+
+    @sa.event.listens_for(ledger.engine, "before_cursor_execute")
+    def explain(_c: object, cursor: Any, statement: str, parameters: Any, _x: object, many: bool) -> None:
+        if "deliveries" in statement:
+            cursor.execute("EXPLAIN " + statement, parameters[0] if many else parameters)
+            plans.append("\n".join(row[0] for row in cursor))
+
+    return plans
 
 
 def test_a_recipient_is_enrolled_once(ledger: Database) -> None:
@@ -98,14 +113,7 @@ def test_whoever_is_enrolled_already_is_looked_up_and_not_searched_for(
         with ledger.write() as connection:
             connection.exec_driver_sql("ANALYZE maintd.deliveries")
     campaign = add_campaign(ledger, recipients=20_000)
-    plans: list[str] = []
-
-    @sa.event.listens_for(ledger.engine, "before_cursor_execute")
-    def explain(_c: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
-        if statement.startswith(("SELECT", "WITH")):
-            cursor.execute("EXPLAIN " + statement, parameters)
-            plans.append("\n".join(row[0] for row in cursor))
-
+    plans = plans_of(ledger)
     with ledger.read() as connection:
         found = deliveries.enrolled_keys(connection, campaign.id, [key_of(n) for n in range(19_000, 21_000)])
     assert len(found) == 1000
@@ -135,7 +143,7 @@ def tall(ledger: Database) -> Campaign:
     add_campaign(ledger, recipients=300, edition="before")
     with ledger.write() as connection:
         connection.exec_driver_sql("ANALYZE maintd.deliveries")
-    campaign = add_campaign(ledger, recipients=1)
+    campaign = add_campaign(ledger, recipients=1, state=CampaignState.ENROLLING)
     (first,) = line(ledger, campaign.id)
     rows = [
         first._asdict() | {"ordinal": number, "recipient_key": md5(b"%d" % number).digest()}
@@ -143,6 +151,8 @@ def tall(ledger: Database) -> Campaign:
     ]
     with ledger.write() as connection:
         deliveries.insert(connection, rows)
+        campaigns.count_enrolled(connection, campaign.id, audience=len(rows), duplicates=0, tail=50_000)
+        campaigns.move(connection, campaign.id, to=CampaignState.SENDING, now=NOW)
     return campaign
 
 
@@ -150,14 +160,7 @@ def tall(ledger: Database) -> Campaign:
 def test_recipients_are_looked_up_by_their_keys_whichever_index_is_the_flatter_one(
     ledger: Database, tall: Campaign
 ) -> None:
-    plans: list[str] = []
-
-    @sa.event.listens_for(ledger.engine, "before_cursor_execute")
-    def explain(_c: object, cursor: Any, statement: str, parameters: Any, _x: object, many: bool) -> None:
-        if "deliveries" in statement:
-            cursor.execute("EXPLAIN " + statement, parameters[0] if many else parameters)
-            plans.append("\n".join(row[0] for row in cursor))
-
+    plans = plans_of(ledger)
     keys = [md5(b"%d" % number).digest() for number in range(100, 110)]
     for name, look_up in LOOK_UPS.items():
         plans.clear()
@@ -167,6 +170,21 @@ def test_recipients_are_looked_up_by_their_keys_whichever_index_is_the_flatter_o
         assert of_campaign, (name, plans)
         walks = [one for plan in plans for one in plan.splitlines() if "Cond: (campaign_id" in one]
         assert not walks, (name, plans)
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("deferred", [2000, 50_000])
+def test_whoever_comes_back_into_the_line_is_found_in_one_step_however_many_are_deferred(
+    ledger: Database, tall: Campaign, deferred: int
+) -> None:
+    with ledger.write() as connection:
+        many = delivery_rows.c.campaign_id == tall.id, delivery_rows.c.ordinal < deferred
+        connection.execute(sa.update(delivery_rows).where(*many).values(state=DEFERRED, due_at=NOW))
+    plans = plans_of(ledger)
+    assert put_back(ledger, tall.id) == 100
+    update = plans[-1]
+    assert update.startswith("Update on deliveries")
+    assert re.search(r"Index Cond: \(\(campaign_id = \S+ AND \((ordinal|recipient_key) = ", update), update
 
 
 def test_acceptances_are_written_by_walking_through_their_window_at_most(ledger: Database) -> None:
