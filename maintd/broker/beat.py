@@ -123,7 +123,7 @@ class LedgerScheduler(RedBeatScheduler):
                 error, over="the ledger is not held any more: runs begin and mail goes out again"
             )
             # A sender that sleeps with a batch in its hands finds out only when it is woken.
-            if self._leadership.held() and self._is_time():
+            if self._leadership.leads and self._is_time():
                 self._wake(MAIL_QUEUES)
             return float(self.max_interval)
         except Unavailable as error:
@@ -232,11 +232,20 @@ class Leadership:
         self._standing_by = False
         self.token = new_token()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process leads as far as it knows; Redis is not asked."""
+        return self._clock.monotonic_s() < self._held_until_s
+
     def held(self) -> bool:
-        """Whether this process leads; if nobody does, it tries to."""
-        now_s = self._clock.monotonic_s()
-        if now_s < self._held_until_s:
+        """Whether this process leads; if nobody does, it tries to.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        if self.leads:
             return True
+        now_s = self._clock.monotonic_s()
         self.token = new_token()
         if not self._keyspace.acquire_lock(self.token, ttl=self._ttl):
             self._stand_by()
