@@ -129,6 +129,7 @@ def _count_campaign(stored: StoredJob, spec: Spec, runtime: Runtime) -> DryRun:
         "edition": period,
         "it_would": _what_it_would(state),
         "audience": overlap.audience,
+        "recipients": overlap.recipients,
         "invalid": overlap.invalid,
         "suppressed": overlap.suppressed,
         "mailed_in_this_period": overlap.mailed,
@@ -137,13 +138,13 @@ def _count_campaign(stored: StoredJob, spec: Spec, runtime: Runtime) -> DryRun:
     samples = [{"address": address, "problem": ""} for address in overlap.samples]
     samples += [{"address": address, "problem": problem} for address, problem in overlap.invalid_samples]
     cap = campaign.stop_at.recipients
-    beyond = cap is not None and state in _TO_ENROL and overlap.audience > cap
+    beyond = cap is not None and state in _TO_ENROL and overlap.recipients > cap
     return DryRun(
         job=stored.name,
         kind=stored.kind,
         counts=counts,
         samples=tuple(samples),
-        would_stop=f"stop_at.recipients: the audience has more than {cap:,} rows" if beyond else "",
+        would_stop=f"stop_at.recipients: the audience has more than {cap:,} recipients" if beyond else "",
     )
 
 

@@ -127,6 +127,34 @@ def test_a_dry_run_that_a_cap_would_stop_fails(small: Project) -> None:
         assert (stopped.code, "stop_at" in stopped.err) == (1, True)
 
 
+AUDIENCE = """
+SELECT 'Ann' AS name, 1 AS rated_count, 'Up' AS favourite, column1 AS email, column2 AS user_id
+FROM (VALUES ('ann@a.example', 1), ('bob@a.example', 2), ('ann@A.example', 3), ('no', 4), ('no', 4), ('no', 5))
+"""
+
+
+@pytest.mark.parametrize(("identifier", "recipients"), [(', recipient = "user_id"', 4), ("", 5)])
+def test_a_dry_run_counts_the_recipients_that_an_enrolment_counts(
+    small: Project, monkeypatch: pytest.MonkeyPatch, identifier: str, recipients: int
+) -> None:
+    monkeypatch.setattr(audience, "CHUNK", 1)
+    (small.jobs.parent / "digest.sql").write_text(AUDIENCE)
+    small.change(', recipient = "user_id"', identifier)
+    small.change("recipients = 20_000", f"recipients = {recipients - 1}")
+    small.maintd("apply")
+    stopped = small.maintd("run", "weekly-digest", "--dry-run")
+    assert (stopped.code, f"more than {recipients - 1} recipients" in stopped.err) == (1, True)
+    small.change(f"recipients = {recipients - 1}", f"recipients = {recipients}")
+    small.maintd("apply")
+    counted = small.maintd("run", "weekly-digest", "--dry-run", "--json")
+    assert (counted.code, counted.json["counts"]["audience"]) == (0, 6)
+    small.maintd("run", "weekly-digest")
+    work_off(small, Queue.MAINTENANCE)
+    with small.runtime() as runtime, runtime.ledger.read() as connection:
+        (campaign,) = campaigns.latest(connection, job="weekly-digest", limit=9)
+    assert counted.json["counts"]["recipients"] == campaign.enrolled == recipients
+
+
 def test_a_dry_run_of_what_cannot_be_counted_is_refused(small: Project) -> None:
     refused = small.maintd("run", "nightly", "--dry-run")
     assert (refused.code, "expired-sessions" in refused.err) == (64, True)

@@ -20,7 +20,14 @@ from maintd.ledger.lines import OTHERS
 from maintd.ledger.states import ENDED_CAMPAIGNS, CampaignState, DeliveryState
 from maintd.ledger.timeline import Timeline
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
-from maintd.mail.campaign import SQL_PREFIX, CampaignSpec, bundle_of, columns_used, content_digest
+from maintd.mail.campaign import (
+    SQL_PREFIX,
+    AudienceSpec,
+    CampaignSpec,
+    bundle_of,
+    columns_used,
+    content_digest,
+)
 from maintd.mail.content.templates import MailTemplate, compile_bundle
 from maintd.mail.enrolling.audience import Row, ask_shared, open_audience
 
@@ -279,11 +286,10 @@ class _Writer:
         audience = self._spec.audience
         for number, row in enumerate(rows, start=self.read):
             text = row[audience.address]
-            identifier = None if audience.recipient is None else row[audience.recipient]
-            recipient = None if identifier is None else str(identifier)
+            identifier = _identifier(row, audience)
             delivery: dict[str, Any] = {
                 "campaign_id": self._campaign_id,
-                "recipient": recipient,
+                "recipient": None if identifier is None else str(identifier),
                 "lane": OTHERS,
                 "fields": {name: row[name] for name in self._used},
                 "state": DeliveryState.PENDING,
@@ -298,10 +304,8 @@ class _Writer:
                     "lane": self._lanes.number(address.domain),
                 }
             except InvalidAddress as error:
-                # Every unusable row is listed, so its key is the row and not what it has for an address.
-                unusable = f"\0{number if recipient is None else recipient}\0{text}"
                 delivery |= {
-                    "recipient_key": recipient_key(unusable, key=self._key),
+                    "recipient_key": unusable_key(row, audience, number=number, key=self._key),
                     "address": _printable(text),
                     "state": DeliveryState.REJECTED,
                     "settled_at": now,
@@ -333,6 +337,24 @@ class _Lanes:
                 lines.begin(connection, campaign_id, lane=number, name=name)
                 self._begun.add(number)
         lines.extend(connection, campaign_id, tails)
+
+
+def unusable_key(row: Row, audience: AudienceSpec, *, number: int, key: bytes) -> bytes:
+    """The key of a row whose address cannot be used: every one is listed, so it is the row's and not the address's.
+
+    Args:
+        row: Of the audience.
+        audience: Says which of its columns are what.
+        number: Which row of the audience it is: its name where the application gives it none.
+        key: The ledger's.
+    """
+    identifier = _identifier(row, audience)
+    name = number if identifier is None else identifier
+    return recipient_key(f"\0{name}\0{row[audience.address]}", key=key)
+
+
+def _identifier(row: Row, audience: AudienceSpec) -> object:
+    return None if audience.recipient is None else row[audience.recipient]
 
 
 def check_columns(spec: CampaignSpec, template: MailTemplate, columns: list[str]) -> None:

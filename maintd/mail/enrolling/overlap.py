@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from maintd.database import Database
@@ -13,8 +15,9 @@ from maintd.ledger.deliveries import Place
 from maintd.ledger.engine import identity
 from maintd.ledger.states import ENDED_CAMPAIGNS, CampaignState, DeliveryState
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
-from maintd.mail.campaign import SQL_PREFIX, CampaignSpec
+from maintd.mail.campaign import SQL_PREFIX, AudienceSpec, CampaignSpec
 from maintd.mail.enrolling.audience import Row, open_audience
+from maintd.mail.enrolling.enrol import unusable_key
 
 _MAILED = frozenset({DeliveryState.SENT, DeliveryState.UNCERTAIN})
 _TO_COME = frozenset({DeliveryState.PENDING, DeliveryState.DEFERRED})
@@ -29,6 +32,8 @@ class Overlap:
         editions: The editions that the period has, oldest first, each with its state. Of one that is enrolling nobody
             is counted: it has been sent to nobody, and what it has is a part of whom it will have.
         audience: Rows of the audience; an address that it has twice counts twice.
+        recipients: As an enrolment counts them: an address that the audience has twice is one, and so is each row whose
+            address cannot be used.
         invalid: Rows whose address cannot be used.
         suppressed: Rows whose address is on the suppression list.
         mailed: Recipients in the audience whom one of the editions was sent to, uncertain ones included.
@@ -39,6 +44,7 @@ class Overlap:
 
     editions: Mapping[str, CampaignState]
     audience: int
+    recipients: int
     invalid: int
     suppressed: int
     mailed: int
@@ -75,9 +81,11 @@ def count_overlap(
         key = identity(connection).recipient_key
     enrolled = [campaign for campaign in found if campaign.state is not CampaignState.ENROLLING]
     own = next((campaign.id for campaign in enrolled if campaign.edition == period), None)
-    counter = _Counter(ledger, enrolled, spec.audience.address, goes_on_with=own, key=key)
     sql = spec.audience.sql
-    with open_audience(source, files[SQL_PREFIX + sql], key=f"audience.sql ({sql})") as (_, chunks):
+    with (
+        contextlib.closing(_Counter(ledger, enrolled, spec.audience, goes_on_with=own, key=key)) as counter,
+        open_audience(source, files[SQL_PREFIX + sql], key=f"audience.sql ({sql})") as (_, chunks),
+    ):
         for rows in chunks:
             counter.count(rows)
     return Overlap(
@@ -93,7 +101,7 @@ class _Counter:
         self,
         ledger: Database,
         enrolled: Sequence[Campaign],
-        column: str,
+        audience: AudienceSpec,
         *,
         goes_on_with: int | None,
         key: bytes,
@@ -101,18 +109,26 @@ class _Counter:
         self._ledger = ledger
         self._campaign_ids = [campaign.id for campaign in enrolled]
         self._under_way = {campaign.id for campaign in enrolled if campaign.state not in ENDED_CAMPAIGNS}
-        self._column = column
+        self._audience = audience
         self._goes_on_with = goes_on_with
         self._key = key
         self._seen = _Seen()
-        self.counts = dict.fromkeys(("audience", "invalid", "suppressed", "mailed", "to_come"), 0)
+        self._recipients = _Recipients()
+        self.counts = dict.fromkeys(
+            ("audience", "recipients", "invalid", "suppressed", "mailed", "to_come"), 0
+        )
         self.samples: list[str] = []
         self.invalid_samples: list[tuple[str, str]] = []
+
+    def close(self) -> None:
+        """Forgets whom it counted."""
+        self._recipients.close()
 
     def count(self, rows: Sequence[Row]) -> None:
         """Adds a chunk of the audience."""
         found = list(self._usable(rows))
         keys = [key for key, _ in found]
+        self.counts["recipients"] += self._recipients.add(keys)
         with self._ledger.read() as connection:
             suppressed = deliveries.suppressed_keys(connection, keys)
             places = deliveries.places(connection, self._campaign_ids, keys)
@@ -149,15 +165,35 @@ class _Counter:
 
     def _usable(self, rows: Sequence[Row]) -> Iterator[tuple[bytes, str]]:
         """Key and mailbox of each row that can be mailed."""
-        for row in rows:
-            text = row[self._column]
+        for number, row in enumerate(rows, start=self.counts["audience"]):
+            text = row[self._audience.address]
             try:
                 address = parse_address(None if text is None else str(text))
             except InvalidAddress as error:
                 if len(self.invalid_samples) < _MOST_SAMPLES:
                     self.invalid_samples.append((repr(text), str(error)))
+                unusable = unusable_key(row, self._audience, number=number, key=self._key)
+                self.counts["recipients"] += self._recipients.add([unusable])
                 continue
             yield recipient_key(address.canonical, key=self._key), address.mailbox
+
+
+class _Recipients:
+    """The recipients that were counted: in a temporary file, because a million would take 100 MB of memory."""
+
+    def __init__(self) -> None:
+        self._file = sqlite3.connect("")  # which makes a file only for what its cache cannot hold
+        self._file.execute("PRAGMA cache_size = -16000")  # in KiB
+        self._file.execute("CREATE TABLE recipients (key BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def close(self) -> None:
+        """Deletes the file."""
+        self._file.close()
+
+    def add(self, keys: Iterable[bytes]) -> int:
+        """Remembers some; returns how many of them are new."""
+        insert = "INSERT OR IGNORE INTO recipients VALUES (?)"
+        return self._file.executemany(insert, ((key,) for key in keys)).rowcount
 
 
 class _Seen:
