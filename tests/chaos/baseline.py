@@ -37,8 +37,9 @@ from tests.wire.site import children_of, until
 _FAULTS = (Fault.KILL_SENDER, Fault.KILL_ALL, Fault.REDIS_EMPTIED)
 _LOSING_ANSWERS = Weather(chances=((Step.DOT, RelayFault.TAKE_AND_DROP, 0.005),))
 _VISIBILITY_S = 4
-#: Nothing more comes by itself: longer than what a killed worker had is invisible.
-_IDLE_S = 3 * _VISIBILITY_S
+#: Nothing more comes by itself: longer than what a killed worker had is invisible, and than a worker on a busy machine
+#: takes to find a Redis that is back.
+_IDLE_S = 30
 _LOOK_EVERY_S = 0.02
 
 
