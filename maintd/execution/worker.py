@@ -33,7 +33,7 @@ from maintd.smtp.session import Timeouts
 logger = logging.getLogger(__name__)
 
 #: The most messages that a connection gets in one window; a slow relay gets fewer.
-_DEPTH = 100
+DEPTH = 100
 #: How often a holder looks whether its campaign still sends: a pause bites within a second.
 _LOOK = timedelta(milliseconds=500)
 #: Long enough that taking turns costs nothing, short enough that a small campaign is not kept waiting.
@@ -185,7 +185,7 @@ class Worker:
             sessions=self._sessions,
             settings=PumpSettings(
                 batch=settings.mail_batch,
-                depth=_DEPTH,
+                depth=DEPTH,
                 lease=settings.lease,
                 heartbeat=settings.heartbeat,
                 look=_LOOK,

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from maintd.execution.worker import DEPTH
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from tests.chaos.faults import Cause, Fate
 from tests.chaos.performance import Evidence
 from tests.chaos.scenario import Fault, Policy, Troupe
-from tests.chaos.theatre import DEPTH
 from tests.chaos.weather import RelayFault
 
 _VANISHED = re.compile(r"its sender \(\S+:(\d+)\) vanished")

@@ -41,7 +41,6 @@ T = TypeVar("T")
 
 JOB = "newsletter"
 LEASE_S = 2.0
-DEPTH = 32  #: the most messages that a connection gets in one window
 
 _SETTINGS = {
     "MAINTD_LEASE": f"{LEASE_S:g} s",
