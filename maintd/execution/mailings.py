@@ -14,6 +14,8 @@ from maintd.ledger import campaigns, deliveries, runs
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
 
+_NOT_REACHED = frozenset({DeliveryState.REJECTED, DeliveryState.EXPIRED})
+
 
 def conclude(ledger: Database, *, now: datetime) -> set[Queue]:
     """Ends the runs whose campaign has ended. Safe to call at any time, from anywhere, as often as one likes.
@@ -42,8 +44,8 @@ def _end(connection: Connection, campaign: Campaign, result: dict[str, Any], *, 
 def _what_went_wrong(campaign: Campaign, result: dict[str, Any]) -> str | None:
     if campaign.state is not CampaignState.FINISHED:
         return f"campaign {campaign.name} was cancelled"
-    if DeliveryState.REJECTED in result and DeliveryState.SENT not in result:
-        return f"nobody was mailed: `maintd deliveries list {campaign.name}` tells why each was rejected"
+    if result.keys() & _NOT_REACHED and DeliveryState.SENT not in result:
+        return f"nobody was mailed: `maintd deliveries list {campaign.name}` tells why"
     return None
 
 

@@ -19,11 +19,13 @@ SENT, REJECTED = DeliveryState.SENT, DeliveryState.REJECTED
     ("states", "end"),
     [
         ([REJECTED, REJECTED], RunState.FAILED),
+        ([DeliveryState.EXPIRED, DeliveryState.EXPIRED], RunState.FAILED),
+        ([SENT, DeliveryState.EXPIRED], RunState.SUCCEEDED),
         ([SENT, REJECTED], RunState.SUCCEEDED),
         ([DeliveryState.UNCERTAIN, DeliveryState.UNCERTAIN], RunState.SUCCEEDED),
     ],
 )
-def test_a_mailing_of_which_everybody_was_rejected_is_no_success(
+def test_a_mailing_that_reached_nobody_is_no_success(
     runtime: Runtime, ledger: Database, states: list[DeliveryState], end: RunState
 ) -> None:
     campaign = add_campaign(ledger, recipients=len(states))

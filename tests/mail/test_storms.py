@@ -7,12 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from maintd.database import Database
 from maintd.errors import Unavailable
 from maintd.ledger import campaigns
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.tables import deliveries as delivery_rows
 from maintd.mail import control
 from maintd.mail.verdicts.failures import Failure
 from maintd.smtp.faults import Action, Moment, Script, Step, Then
@@ -83,6 +85,19 @@ def test_a_message_that_is_not_wanted_pauses_the_campaign_and_goes_out_when_that
         run(pump_of(ledger, relay.url, clock))
     assert checked(ledger, campaign, mailbox).exact
     assert tallied(ledger, campaign.id) == {SENT: 100}
+
+
+def test_a_template_that_fails_for_everybody_costs_no_more_recipients_than_it_takes_to_pause(
+    ledger: Database, mailbox: Path, clock: HandClock
+) -> None:
+    campaign = add_campaign(ledger, recipients=100)
+    with ledger.write() as connection:
+        connection.execute(sa.update(delivery_rows).values(fields={}))
+    with SinkThread(mailbox) as relay:
+        run(pump_of(ledger, relay.url, clock, connections=CONNECTIONS, batch=100, depth=32))
+    assert "another template takes a new edition" in paused(ledger, campaign)
+    assert tallied(ledger, campaign.id) == {REJECTED: 11, PENDING: 89}
+    assert arrived(mailbox) == {}
 
 
 def test_a_single_message_that_is_not_wanted_stops_nobody_and_is_given_up_in_the_end(

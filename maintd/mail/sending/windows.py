@@ -148,6 +148,8 @@ class Windows:
 
     def make(self, delivery: Delivery) -> Outgoing | Unsendable:
         """The message of a delivery, or why it cannot be made."""
+        if self._breaker.tripped is not None:
+            return Unsendable("nothing is made any more", phase=Phase.RENDER)
         try:
             return self._composer.message(delivery)
         except (RenderFailed, UnsafeHeader) as error:
@@ -167,7 +169,7 @@ class Windows:
         """Told by a session what became of a message, as soon as it knows."""
         if not result.is_ours:
             self._results.append(result)
-        if result.verdict is Verdict.UNSENT and not self._too_often_unsent(delivery, result):
+        if self._is_left(delivery, result):
             self._held.learn(delivery, None)
             self._again.append(delivery)
             return
@@ -185,6 +187,12 @@ class Windows:
             outcome = replace(outcome, counted=False)
         self._breaker.take(outcome)
         self._held.learn(delivery, outcome)
+
+    def _is_left(self, delivery: Delivery, result: Result) -> bool:
+        """Whether a delivery waits for another window: certainly not sent, and nothing found out about it."""
+        if result.is_ours:
+            return self._breaker.tripped is not None
+        return result.verdict is Verdict.UNSENT and not self._too_often_unsent(delivery, result)
 
     def _too_often_unsent(self, delivery: Delivery, result: Result) -> bool:
         tries = self._tries.get(delivery.recipient_key, 0) + int(result.tried and not self._withdrawn)

@@ -95,12 +95,16 @@ class Breaker:
         counts, seen = self._counts, len(self._signs)
         refused = counts[Sign.OURS] + counts[Sign.THEIRS]
         if counts[Sign.SENDER]:
-            what, cure = "the relay refuses the sender", "correct the login of MAINTD_SMTP_URL, or the sender"
+            what = "the relay refuses the sender"
+            cure = (
+                "correct the login of MAINTD_SMTP_URL, or have the relay allow this sender "
+                "(another one takes a new edition)"
+            )
         elif counts[Sign.DOUBT] > self._most_doubts:
             what, cure = f"{counts[Sign.DOUBT]} of the last {seen} messages are uncertain", "find out why"
         elif counts[Sign.OURS] > MOST_OURS:
             what = f"{counts[Sign.OURS]} of the last {seen} messages were refused or not made, whoever they were for"
-            cure = "mend the cause"
+            cure = "have them taken (another template takes a new edition)"
         elif seen == SPAN and refused > self._most_refused:
             what = f"{refused} of the last {SPAN} messages were refused for good, more than stop_at.refused allows"
             cure = "see whether the audience is stale"
