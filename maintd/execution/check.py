@@ -36,6 +36,7 @@ class Verdict(StrEnum):
     """What a look at one thing came to."""
 
     OK = "ok"  #: it is as it should be
+    WARNING = "warning"  #: it works, and you should know how
     PROBLEM = "problem"  #: something has to be changed
     AWAY = "away"  #: a service does not answer; trying later may help
     SKIPPED = "skipped"  #: not looked at, for the stated reason
@@ -78,7 +79,11 @@ def check(
     with contextlib.closing(runtime):
         files, prepared = _check_files(settings)
         if offline:
-            return [files, _look("relays", lambda: f"{len(relays_of(settings))} named", cure="")]
+            return [
+                files,
+                _look("relays", lambda: f"{len(relays_of(settings))} named", cure=""),
+                *_check_redirect(settings),
+            ]
         sources = {name: _check_source(name, runtime) for name in sorted(settings.source_urls)}
         unusable = {name for name, found in sources.items() if found.verdict is not Verdict.OK}
         ledger = _look("ledger", lambda: _ledger(runtime), cure="")
@@ -93,6 +98,7 @@ def check(
             ),
             *sources.values(),
             *_check_relays(settings),
+            *_check_redirect(settings),
             *_check_limits(runtime, usable=ledger.verdict is Verdict.OK),
             *_check_jobs(prepared, runtime, unusable=unusable),
         ]
@@ -203,6 +209,12 @@ def _greet(relay: Relay, settings: Settings) -> str:
 
     asyncio.run(greet())
     return relay.where + (" as " + relay.username if relay.username else "")
+
+
+def _check_redirect(settings: Settings) -> Iterator[Checked]:
+    if settings.mail_redirect:
+        detail = f"all mail goes to {settings.mail_redirect} and none to its recipient: MAINTD_MAIL_REDIRECT"
+        yield Checked(what="redirect", verdict=Verdict.WARNING, detail=detail)
 
 
 def _check_limits(runtime: Runtime, *, usable: bool) -> Iterator[Checked]:

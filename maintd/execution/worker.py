@@ -73,6 +73,11 @@ class Worker:
         self._held: str | None = None
         #: Why no mail goes out, as the ledger was told; "" until it was told anything.
         self._told: str | None = ""
+        if self._mail_queues and runtime.settings.mail_redirect:
+            logger.warning(
+                "all mail goes to %s and none to its recipient: MAINTD_MAIL_REDIRECT",
+                runtime.settings.mail_redirect,
+            )
 
     def work(self, queue: Queue) -> set[Queue]:
         """Takes due work of a queue until there is none or the budget is spent.

@@ -76,7 +76,7 @@ class Composer:
         self._skeleton = Skeleton(seed=campaign.uid, inline=bundle.inline, attachments=bundle.attachments)
         self._from_name, self._from = sender_of(self._spec)
         self._reply_to = parse_address(self._spec.reply_to) if self._spec.reply_to else None
-        self._redirect = parse_address(redirect) if redirect else None
+        self.redirect = parse_address(redirect) if redirect else None
 
     def render(self, fields: dict[str, object]) -> Rendered:
         """Renders the template for one recipient.
@@ -131,7 +131,7 @@ class Composer:
         Raises:
             UnsafeHeader: A header would carry a control character.
         """
-        envelope = self._redirect or content.to
+        envelope = self.redirect or content.to
         own, ending = build_message(content, self._skeleton)
         return Outgoing(
             sender=_path(self._from),

@@ -212,6 +212,17 @@ def test_every_relay_is_tried_and_told_of(small_project: Project, relay: SinkThr
     assert len(small_project.maintd("check").err.split("MAINTD_SMTP_URL, relay ")) == 3
 
 
+@pytest.mark.parametrize("how", [(), ("--offline",)])
+def test_a_redirect_of_all_mail_is_warned_of_and_is_no_failure(
+    small_project: Project, relay: SinkThread, how: tuple[str, ...]
+) -> None:
+    small_project.maintd.environ["MAINTD_MAIL_REDIRECT"] = "staging@acme.example"
+    checked = small_project.maintd("check", *how, "--json")
+    assert checked.code == 0
+    assert verdicts(checked)["redirect"] == "warning"
+    assert "staging@acme.example" in small_project.maintd("check", *how).out
+
+
 def test_offline_no_service_is_needed(small_project: Project) -> None:
     away = {"MAINTD_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "MAINTD_REDIS_URL": DEAD}
     small_project.maintd.environ |= away | {"MAINTD_SMTP_URL": "smtp://127.0.0.1:1"}

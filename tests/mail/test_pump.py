@@ -483,9 +483,12 @@ def test_what_is_too_late_is_not_sent(
 def test_redirected_mail_goes_to_one_address_and_still_says_whose_it_is(
     ledger: Database, relay: SinkThread, mailbox: Path, clock: HandClock
 ) -> None:
-    add_campaign(ledger, recipients=3)
+    campaign = add_campaign(ledger, recipients=3)
     run(pump_of(ledger, relay.url, clock, redirect="staging@acme.example"))
     assert arrived(mailbox) == {"staging@acme.example": 3}
+    detail = one(ledger, campaign, 0).detail
+    assert detail is not None
+    assert detail.startswith("redirected to staging@acme.example: ")
     messages = [email.message_from_bytes(path.read_bytes()) for path in mailbox.glob("messages/*.eml")]
     assert {message["To"] for message in messages} == {f"p{number}@example.org" for number in range(3)}
 

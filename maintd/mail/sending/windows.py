@@ -67,6 +67,7 @@ class Windows:
         self._held = held
         self._clock = clock
         self._composer = composer
+        self._redirect = composer.redirect.mailbox if composer.redirect else None
         self._sessions = sessions
         self._pace = pace
         self._tries: dict[bytes, int] = {}
@@ -180,6 +181,7 @@ class Windows:
             now=now,
             sending_since=campaign.sending_since or now,
             expires_at=campaign.expires_at,
+            redirect=self._redirect,
         )
         self._tries.pop(delivery.recipient_key, None)
         if self._losses.pop(delivery.recipient_key, 0) and result.verdict is Verdict.UNSENT:

@@ -10,11 +10,6 @@ from maintd.mail.verdicts.failures import About, Failure, about, failure_of
 from maintd.mail.verdicts.schedules import SCHEDULES, WHEN_RESUMED, Schedule, asked_wait
 from maintd.smtp.session import Phase, Result, Verdict
 
-_KNOWN_OR_NOT = {
-    Verdict.ACCEPTED: DeliveryState.SENT,
-    Verdict.UNCERTAIN: DeliveryState.UNCERTAIN,
-}
-
 
 def outcome_of(
     delivery: Delivery,
@@ -23,6 +18,7 @@ def outcome_of(
     now: datetime,
     sending_since: datetime,
     expires_at: datetime | None = None,
+    redirect: str | None = None,
 ) -> Outcome:
     """What a result does to its delivery. `UNSENT`, when it comes here at all, is a failure to connect.
 
@@ -34,9 +30,13 @@ def outcome_of(
         now: When it came.
         sending_since: When the campaign last began to send: while it was paused, nothing was put off.
         expires_at: Of the campaign: what would come back later comes back then, to expire.
+        redirect: The address that got it instead of its recipient; an acceptance says so.
     """
-    if result.verdict in _KNOWN_OR_NOT:
-        return _outcome(delivery, result, state=_KNOWN_OR_NOT[result.verdict])
+    if result.verdict is Verdict.ACCEPTED:
+        elsewhere = f"redirected to {redirect}: " if redirect else ""
+        return _outcome(delivery, result, state=DeliveryState.SENT, prefix=elsewhere)
+    if result.verdict is Verdict.UNCERTAIN:
+        return _outcome(delivery, result, state=DeliveryState.UNCERTAIN)
     failure = _failure(delivery, result)
     whom = _refused(failure, result)
     if whom is About.RECIPIENT:
