@@ -11,7 +11,13 @@ _ENOUGH = 20
 
 
 def fitting(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, keep: Collection[str]
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    width: int,
+    keep: Collection[str],
+    last: Collection[str] = (),
+    nothing: str = "",
 ) -> dict[int, int]:
     """Chooses columns of a table and makes them narrow enough; what is in them is to be folded, never cut.
 
@@ -19,7 +25,10 @@ def fitting(
         columns: The headings.
         rows: The cells.
         width: Of the terminal, in characters.
-        keep: Headings of columns that are never left out. The others are, from the right, as far as need be.
+        keep: Headings of columns that are never left out. The others are as far as need be: those in which there is
+            nothing, then the rest from the right.
+        last: Headings of those that are left out after all others.
+        nothing: A cell in which there is nothing.
 
     Returns:
         The width of each column that stays, by its place.
@@ -27,7 +36,8 @@ def fitting(
     cells = {place: [heading, *(row[place] for row in rows)] for place, heading in enumerate(columns)}
     longest = {place: max(map(cell_len, texts)) for place, texts in cells.items()}
     least = {place: min(_ENOUGH, _longest_word(texts)) for place, texts in cells.items()}
-    for place in reversed(cells):
+    empty = {place for place, texts in cells.items() if set(texts[1:]) <= {nothing}}
+    for place in sorted(reversed(cells), key=lambda place: (place not in empty, columns[place] in last)):
         if not _fits(least, width) and columns[place] not in keep:
             del least[place]
     return _widened(_squeezed(least, width), longest, width)
@@ -55,10 +65,10 @@ def _squeezed(widths: dict[int, int], width: int) -> dict[int, int]:
 
 
 def _widened(widths: dict[int, int], longest: Mapping[int, int], width: int) -> dict[int, int]:
-    """Gives what is left to the columns that want it, from the left."""
+    """Gives what is left to the columns that want it, each time to the one that has least."""
     left = width - _between(len(widths)) - sum(widths.values())
-    for place in widths:
-        more = max(0, min(left, longest[place] - widths[place]))
-        widths = widths | {place: widths[place] + more}
-        left -= more
+    while left > 0 and (wanting := [place for place in widths if widths[place] < longest[place]]):
+        least = min(wanting, key=widths.__getitem__)
+        widths = widths | {least: widths[least] + 1}
+        left -= 1
     return widths

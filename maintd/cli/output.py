@@ -27,6 +27,8 @@ from maintd.units import format_duration
 NOTHING = "–"
 #: Columns that a narrow terminal keeps: what one looks things up by, and how they stand.
 _KEPT = frozenset({"ADDRESS", "CAMPAIGN", "ID", "JOB", "MESSAGE ID", "RUN", "STATE", "STEP", "WHAT", "NAME"})
+#: What it lacks only if nothing else helps: why something stands as it does.
+_LAST = frozenset({"DETAIL", "NOTE", "REASON"})
 
 
 def console() -> Console:
@@ -51,7 +53,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
     headings = [column.upper() for column in columns]
     cells = [[_cell(value) for value in row] for row in rows]
     screen = console()
-    widths = fitting(headings, cells, width=screen.width, keep=_KEPT)
+    widths = fitting(headings, cells, width=screen.width, keep=_KEPT, last=_LAST, nothing=NOTHING)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for place, width in widths.items():
         table.add_column(headings[place], width=width, overflow="fold")
@@ -59,6 +61,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
         # What comes from a user or a relay is never read as markup.
         table.add_row(*(escape(row[place]) for place in widths))
     screen.print(table)
+    left_out = [heading for place, heading in enumerate(headings) if place not in widths]
+    if left_out:
+        screen.print(f"no room for {', '.join(left_out)}; --json has all", style="dim")
 
 
 def print_pairs(pairs: Mapping[str, object]) -> None:

@@ -50,7 +50,7 @@ TABLES = {
 
 def columns_of(table: str) -> dict[str, str]:
     """What stands below each heading, its lines joined again."""
-    lines = [line for line in table.splitlines() if line.strip()]
+    lines = [line for line in table.partition("no room for")[0].splitlines() if line.strip()]
     border = next(place for place, line in enumerate(lines) if "──" in line)
     headings, body = lines[:border], lines[border + 1 :]
     inside = re.finditer(r"\S+(?: \S+)*", headings[0])
@@ -84,6 +84,23 @@ def test_a_narrow_terminal_cuts_nothing_that_one_looks_things_up_by(
         cell = str(row[columns.index(column)])
         assert found[column.upper().replace(" ", "")].replace(" ", "") == cell.replace(" ", "")
     assert "…" not in shown
+
+
+def test_a_narrow_terminal_keeps_the_reason_longest_and_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    columns = ("id", "campaign", "state", "rows", "duplicates", "started", "finished", "reason")
+    print_table(columns, [("1", CAMPAIGN, "paused", 1705, 28, WHEN, None, "wrong.link")], empty="")
+    shown = capsys.readouterr().out
+    assert columns_of(shown)["REASON"] == "wrong.link"
+    assert "no room for DUPLICATES, STARTED, FINISHED; --json has all" in shown
+
+
+def test_what_is_left_over_goes_to_the_narrowest_that_wants_it() -> None:
+    assert fitting(["A", "B", "C"], [["a" * 60, "b" * 5, "c " * 30]], width=74, keep=()) == {0: 31, 1: 5, 2: 30}
 
 
 @given(
