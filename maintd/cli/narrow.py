@@ -37,7 +37,7 @@ def fitting(
     longest = {place: max(map(cell_len, texts)) for place, texts in cells.items()}
     least = {place: min(_ENOUGH, _longest_word(texts)) for place, texts in cells.items()}
     empty = {place for place, texts in cells.items() if set(texts[1:]) <= {nothing}}
-    for place in sorted(reversed(cells), key=lambda place: (place not in empty, columns[place] in last)):
+    for place in sorted(cells, key=lambda place: (place not in empty, columns[place] in last, -place)):
         if not _fits(least, width) and columns[place] not in keep:
             del least[place]
     return _widened(_squeezed(least, width), longest, width)

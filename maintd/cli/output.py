@@ -27,8 +27,8 @@ from maintd.units import format_duration
 NOTHING = "–"
 #: Columns that a narrow terminal keeps: what one looks things up by, and how they stand.
 _KEPT = frozenset({"ADDRESS", "CAMPAIGN", "ID", "JOB", "MESSAGE ID", "RUN", "STATE", "STEP", "WHAT", "NAME"})
-#: What it lacks only if nothing else helps: why something stands as it does.
-_LAST = frozenset({"DETAIL", "NOTE", "REASON"})
+#: What it lacks only if nothing else helps: what came of something, and why.
+_LAST = frozenset({"COUNTED", "DELIVERIES", "DETAIL", "NOTE", "REASON"})
 
 
 def console() -> Console:

@@ -23,6 +23,7 @@ from maintd.execution.dryrun import dry_run as dry_run_of
 from maintd.execution.follow import Standing, counted, follow, found_finished, standing
 from maintd.ledger import jobs, misses
 from maintd.ledger import runs as stored_runs
+from maintd.ledger.campaigns import Campaign
 from maintd.ledger.misses import Miss
 from maintd.ledger.runs import Run
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
@@ -43,7 +44,7 @@ _LAST_TRY = frozenset({RunState.RUNNING, RunState.UNDERWAY, RunState.SUCCEEDED, 
     },
 )
 @click.argument("job")
-@click.option("--wait", is_flag=True, help="Follow the run to its end.")
+@click.option("--wait", is_flag=True, help="Follow the run to its end, or to where only a person can go on.")
 @click.option("--dry-run", is_flag=True, help="Only count and show what it would do; no worker, no trace.")
 @click.option("--new-edition", is_flag=True, help="Of a campaign: mail although the period has an edition.")
 @click.option("--yes", is_flag=True, help="With --new-edition: do not ask.")
@@ -159,8 +160,13 @@ def _progress(one: Run, now: Standing) -> str:
     if campaign is not None and one.state is RunState.UNDERWAY:
         settled = now.settled.get(one.id, {})
         how_far = f"{sum(settled.values()):,} of {campaign.enrolled:,} settled{_among(settled)}"
-        return f"{campaign.name} {campaign.state}, {how_far}"
+        return f"{_named(campaign)}, {how_far}"
     return _counted(one, now.idle)
+
+
+def _named(campaign: Campaign) -> str:
+    """Which campaign it is, how it stands, and if it does not go on, why."""
+    return f"{campaign.name} {campaign.state}" + (f" ({campaign.reason})" if campaign.reason else "")
 
 
 def _among(settled: Mapping[DeliveryState, int]) -> str:
@@ -312,7 +318,7 @@ def _print_standing(found: Standing, *, now: datetime, as_json: bool) -> None:
         "step of run": one.parent_id and str(one.parent_id),
     }
     if campaign is not None:
-        pairs["campaign"] = f"{campaign.name} ({campaign.state})"
+        pairs["campaign"] = _named(campaign)
     settled = found.settled.get(one.id)
     if settled is not None:
         pairs["settled"] = f"{sum(settled.values()):,}{_among(settled)}"

@@ -41,6 +41,9 @@ class Standing:
     @property
     def over(self) -> bool:
         """Whether nothing moves any more by itself: it has ended, or waits for a person."""
+        campaign = self.campaigns.get(self.run.id)
+        if self.run.state is RunState.UNDERWAY and campaign is not None:
+            return campaign.state is CampaignState.PAUSED
         return self.run.state is RunState.PARKED or is_final(RUN_MOVES, self.run.state)
 
 

@@ -25,9 +25,10 @@ from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.ledger.tables import campaigns as campaign_rows
 from maintd.ledger.tables import deliveries as delivery_rows
 from maintd.ledger.tables import runs as run_rows
+from maintd.mail import control
 from maintd.mail.enrolling import audience
 from tests.cli.conftest import Project
-from tests.ledgers import stretch_of
+from tests.ledgers import NOW, add_campaign, stretch_of
 from tests.sinks import SinkThread
 
 
@@ -464,6 +465,14 @@ def test_waiting_ends_when_only_a_person_can_go_on(small: Project) -> None:
     with small.runtime() as runtime:
         looks = list(follow(run.id, runtime.ledger, pause=pytest.fail))
     assert [look.run.state for look in looks] == [RunState.PARKED]
+
+
+def test_waiting_for_a_mailing_tells_why_it_is_paused_and_ends(small: Project) -> None:
+    with small.runtime() as runtime:
+        campaign = add_campaign(runtime.ledger, recipients=3)
+        control.pause(runtime.ledger, campaign.name, reason="wrong link", now=NOW)
+        assert len(list(follow(campaign.run_id, runtime.ledger, pause=pytest.fail))) == 1
+    assert "hello/one paused (wrong link)" in small.maintd("runs", "show", str(campaign.run_id)).out
 
 
 def test_a_dry_run_of_a_job_that_only_the_files_have_names_the_cure(small_project: Project) -> None:
