@@ -17,9 +17,9 @@ from maintd.execution.queues import mail_queue
 from maintd.execution.runtime import limits_of
 from maintd.ledger import campaigns as ledger_campaigns
 from maintd.ledger import deliveries as ledger_deliveries
-from maintd.ledger import jobs
+from maintd.ledger import jobs, runs
 from maintd.ledger.campaigns import Campaign
-from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.states import ENDED_RUNS, CampaignState, DeliveryState
 from maintd.mail import control
 from maintd.mail.sending.allowance import look
 from maintd.units import format_duration
@@ -195,7 +195,7 @@ def _summary(connection: Connection, campaign: Campaign) -> dict[str, Any]:
         "id": campaign.id,
         "campaign": campaign.name,
         "state": campaign.state.value,
-        "reason": campaign.reason,
+        "reason": campaign.reason or _why_enrolling(connection, campaign),
         "enrolled": campaign.enrolled,
         "deliveries": {state.value: count for state, count in counts.items()},
         "audience": campaign.audience,
@@ -203,6 +203,12 @@ def _summary(connection: Connection, campaign: Campaign) -> dict[str, Any]:
         "started": campaign.created_at,
         "finished": campaign.finished_at,
     }
+
+
+def _why_enrolling(connection: Connection, campaign: Campaign) -> str | None:
+    """Why a campaign is still being enrolled, if its run has come to an end over it; the next run begins anew."""
+    run = runs.get(connection, campaign.run_id) if campaign.state is CampaignState.ENROLLING else None
+    return f"run {run.id} {run.state}: {run.reason}" if run is not None and run.state in ENDED_RUNS else None
 
 
 def _state_of(summary: Mapping[str, Any]) -> str:

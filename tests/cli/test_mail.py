@@ -442,6 +442,22 @@ class TestCampaigns:
             assert 'did you mean "hello/ever"?' in ended.err
 
 
+class TestEnrolling:
+    def test_an_edition_whose_enrolment_failed_says_why(self, house: House, mailing: Mailing) -> None:
+        mailing.change(state=CampaignState.ENROLLING)
+        [begun] = house.done("campaigns", "--json").json
+        assert begun["reason"] is None
+        run_id = mailing.now.run_id
+        with mailing.ledger.write() as connection:
+            connection.execute(
+                sa.update(tables.runs)
+                .where(tables.runs.c.id == run_id)
+                .values(state=RunState.FAILED, reason="no such table: members")
+            )
+        [failed] = house.done("campaigns", "--json").json
+        assert failed["reason"] == f"run {run_id} failed: no such table: members"
+
+
 class TestPause:
     def test_a_campaign_that_is_resumed_may_be_told_to_bear_more(
         self, house: House, mailing: Mailing
