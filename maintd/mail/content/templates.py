@@ -299,7 +299,7 @@ class MailTemplate:
 def _reason(error: Exception) -> str:
     """What went wrong, without the error's own text, which may quote a field."""
     if isinstance(error, UndefinedError):
-        return "a field or an attribute is undefined"
+        return "a field is undefined, or has no such attribute (NULL has none)"
     return str(error) if isinstance(error, _FilterFailed) else type(error).__name__
 
 
