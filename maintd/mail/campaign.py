@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from maintd.errors import Problem, Problems, did_you_mean
 from maintd.mail.address import parse_address, parse_from
-from maintd.mail.content.message import UnsafeHeader, check_headers
+from maintd.mail.content.message import unsafe_headers
 from maintd.mail.content.templates import Bundle, MailTemplate, read_bundle
 from maintd.spec import Duration, RateLimit, Spec
 from maintd.textfile import read_text
@@ -91,10 +91,8 @@ class CampaignSpec(Spec):
     @field_validator("headers")
     @classmethod
     def _can_be_given(cls, headers: dict[str, str]) -> dict[str, str]:
-        try:
-            check_headers(headers)
-        except UnsafeHeader as error:
-            raise ValueError(str(error)) from None
+        if wrong := list(unsafe_headers(headers)):
+            raise ValueError("; ".join(map(str, wrong)))
         return headers
 
     @field_validator("from_")

@@ -32,6 +32,21 @@ def test_every_text_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_all_headers_that_cannot_be_given_are_named_at_once() -> None:
+    with pytest.raises(ValidationError, match=r"(?s)'To'.*'X Bad'.*'X-Evil'"):
+        CampaignSpec.model_validate(
+            {
+                **SPEC.model_dump(by_alias=True),
+                "headers": {
+                    "To": "a@example.org",
+                    "X Bad": "x",
+                    "X-Fine": "x",
+                    "X-Evil": "a\r\nBcc: b@example.org",
+                },
+            }
+        )
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"Bcc": "x@y.example"}, {"Su bject": "x"}, {"X-Ü": "x"}, {"X-Note": "one\ntwo"}, {"To": "x@y.example"}],

@@ -90,13 +90,13 @@ def is_header_safe(value: str) -> bool:
     return _UNSAFE.search(value) is None
 
 
-def check_headers(headers: Mapping[str, str]) -> None:
-    """Whether these can be given as extra headers.
-
-    Raises:
-        UnsafeHeader: One of them cannot.
-    """
-    _extra(tuple(headers.items()))
+def unsafe_headers(headers: Mapping[str, str]) -> Iterator[UnsafeHeader]:
+    """What is wrong with these as extra headers."""
+    for header in headers.items():
+        try:
+            _extra((header,))
+        except UnsafeHeader as error:
+            yield error
 
 
 def build_message(content: Content, skeleton: Skeleton) -> tuple[Lines, Lines]:
