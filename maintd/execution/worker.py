@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Callable, Collection
 from datetime import timedelta
+from functools import partial
 
 from maintd.clock import new_token
 from maintd.config.settings import Settings
@@ -147,7 +148,9 @@ class Worker:
     def _pump_once(self, budget: timedelta) -> set[Queue]:
         runtime, pump = self.runtime, self.ready_to_mail()
         try:
-            self._loop.run(pump.run(stopping=self._stopping, budget=budget))
+            self._loop.run(
+                pump.run(stopping=self._stopping, budget=budget, mail_flows=partial(self._tell, None))
+            )
         finally:
             if self._recorder is not None:
                 self._recorder.rest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,8 +20,13 @@ from maintd.ledger.states import CampaignState, DeliveryState
 from tests.ledgers import HandClock, add_campaign, campaign_of, tallied
 from tests.sinks import SinkThread
 
+#: More than one window of two connections holds.
+_TWO_WINDOWS = 400
 
-def sending_to(url: str, runtime: Runtime, directory: Path) -> Worker:
+
+def sending_to(
+    url: str, runtime: Runtime, directory: Path, *, stopping: Callable[[], bool] = lambda: False
+) -> Worker:
     environ = {
         "MAINTD_STATE_DIR": str(directory),
         "MAINTD_STATE_DIR_VOLATILE": "allow",
@@ -28,7 +34,7 @@ def sending_to(url: str, runtime: Runtime, directory: Path) -> Worker:
         "MAINTD_SMTP_CONNECTIONS": "2",
     }
     settings = load_settings(environ=environ, env_file=None)
-    return Worker(replace(runtime, settings=settings), stopping=lambda: False)
+    return Worker(replace(runtime, settings=settings), stopping=stopping)
 
 
 def test_a_login_that_is_refused_is_said_once_and_with_every_campaign_until_it_works(
@@ -55,3 +61,27 @@ def test_a_login_that_is_refused_is_said_once_and_with_every_campaign_until_it_w
     done = campaign_of(ledger, campaign.id)
     assert (done.state, done.reason) == (CampaignState.FINISHED, None)
     assert tallied(ledger, campaign.id) == {DeliveryState.SENT: 5}
+
+
+def test_a_campaign_waits_for_nothing_any_more_as_soon_as_a_relay_takes_mail_again(
+    runtime: Runtime, ledger: Database, clock: HandClock, tmp_path: Path
+) -> None:
+    campaign = add_campaign(ledger, recipients=1000)
+    reasons: list[str | None] = []
+    with SinkThread(None) as relay:
+
+        def stopping() -> bool:
+            """Looks at what the ledger says while mail flows."""
+            if relay.sink.accepted > _TWO_WINDOWS and not reasons:
+                reasons.append(campaign_of(ledger, campaign.id).reason)
+            return bool(reasons)
+
+        relay.sink.login = ("maintd", "right")
+        url = relay.url.replace("//", "//maintd:other@")
+        with contextlib.closing(sending_to(url, runtime, tmp_path, stopping=stopping)) as worker:
+            worker.work(Queue.MAIL_BULK)
+            assert campaign_of(ledger, campaign.id).reason is not None
+            clock.turn(timedelta(minutes=2))
+            relay.sink.login = ("maintd", "other")
+            worker.work(Queue.MAIL_BULK)
+    assert reasons == [None]

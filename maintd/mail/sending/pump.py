@@ -105,8 +105,16 @@ class Pump:
         self._last: dict[bool, tuple[int, int]] = {}
         #: Batches of which the ledger, away at that moment, has not got all that is known.
         self._unwritten: list[HeldBatch] = []
+        #: To be told when a relay takes something; None once that was done.
+        self._mail_flows: Callable[[], None] | None = None
 
-    async def run(self, *, stopping: Callable[[], bool], budget: timedelta) -> Pumped:
+    async def run(
+        self,
+        *,
+        stopping: Callable[[], bool],
+        budget: timedelta,
+        mail_flows: Callable[[], None] | None = None,
+    ) -> Pumped:
         """Works until nothing is left that may go out soon, the budget is spent or it is told to stop.
 
         The lines of all campaigns take turns, so that none starves another, and go on with them in the next working. A
@@ -115,12 +123,14 @@ class Pump:
         Args:
             stopping: Whether an orderly stop was asked for; then no further message is sent.
             budget: How long windows may be begun.
+            mail_flows: Told in a thread of its own, once, after the first window of which a relay took something.
 
         Raises:
             LedgerHeld: Nothing may be mailed; this pump and its recorder are to be given up as they are.
             Unavailable: The relay or the ledger does not answer; what was claimed has been left for others.
         """
         pumped = Pumped()
+        self._mail_flows = mail_flows
         until_s = self._clock.monotonic_s() + budget.total_seconds()
         await self._write_what_is_known()
         await asyncio.to_thread(self._forget_what_is_over)
@@ -290,6 +300,7 @@ class Pump:
             turn=turn,
             stopping=stopping,
             losses=self._losses.setdefault(campaign.uid, Counter()),
+            mail_flows=self._tell_that_mail_flows,
         )
         if self._recorder is not None:
             self._recorder.begin(batch.id, Binding.of(campaign))
@@ -310,6 +321,11 @@ class Pump:
             raise
         finally:
             self._let_go(held)
+
+    async def _tell_that_mail_flows(self) -> None:
+        tell, self._mail_flows = self._mail_flows, None
+        if tell is not None:
+            await asyncio.to_thread(tell)
 
     def _pause(self, campaign: Campaign, reason: str) -> None:
         """Stops a campaign that cannot go on by itself, so that the others need not wait behind it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from maintd.clock import Clock
@@ -49,6 +49,7 @@ class Windows:
         turn: Turn,
         stopping: Callable[[], bool],
         losses: Counter[bytes],
+        mail_flows: Callable[[], Awaitable[None]],
     ) -> None:
         """Prepares to send.
 
@@ -63,6 +64,7 @@ class Windows:
             stopping: Whether an orderly stop was asked for: no further dot is written then.
             losses: The campaign's: how often a connection was lost over a recipient's message in a window of which
                 nothing was taken. That ends the holding of a batch, and its first message may be the cause.
+            mail_flows: Told after every window of which something was taken.
         """
         self._held = held
         self._clock = clock
@@ -72,6 +74,7 @@ class Windows:
         self._pace = pace
         self._tries: dict[bytes, int] = {}
         self._losses = losses
+        self._mail_flows = mail_flows
         self._again: list[Delivery] = []
         self._breaker = breaker
         self._turn = turn
@@ -110,16 +113,19 @@ class Windows:
         self._held_back = bool(marked.waiting) or self._held.set_aside
         self._held.check()
         self._check_breaker()
-        self._check_relay()
+        await self._check_relay()
 
     def _check_breaker(self) -> None:
         if self._breaker.tripped is not None:
             resume = f"maintd campaigns resume {self._held.campaign.name}"
             raise JobFailed(f"{self._breaker.tripped}, then `{resume}`")
 
-    def _check_relay(self) -> None:
+    async def _check_relay(self) -> None:
         results, self._results = self._results, []
-        if self._withdrawn or not _nothing_taken(results):
+        if not _nothing_taken(results):
+            await self._mail_flows()
+            return
+        if self._withdrawn:
             return
         if len(results) > 1 or self._held_back:
             self._losses.update(key for key, tries in self._tries.items() if tries)
