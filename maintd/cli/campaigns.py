@@ -112,12 +112,13 @@ def show_campaign(context: Context, *, name: str, as_json: bool) -> None:
     },
 )
 @click.argument("name")
-@reason_option
+@click.option("--reason", help=f'Kept and shown; "{control.BY_HAND}" if none is given.')
 @pass_context
-def pause_campaign(context: Context, *, name: str, reason: str) -> None:
+def pause_campaign(context: Context, *, name: str, reason: str | None) -> None:
     """Stop a campaign until it is resumed.
 
-    Every sender looks before each window of messages, so no more than those on the wire still go out.
+    Every sender looks before each window of messages, so no more than those on the wire still go out. One that is
+    paused already takes the reason that is given.
 
     \b
     Example: maintd campaigns pause weekly-digest/2026-W47 --reason "wrong link"

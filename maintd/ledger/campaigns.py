@@ -213,6 +213,15 @@ def tell_why_waiting(connection: Connection, reason: str | None) -> None:
     )
 
 
+def tell_why_paused(connection: Connection, campaign_id: int, reason: str) -> None:
+    """Gives a paused campaign another reason."""
+    connection.execute(
+        sa.update(campaigns)
+        .where(campaigns.c.id == campaign_id, campaigns.c.state == CampaignState.PAUSED)
+        .values(reason=reason)
+    )
+
+
 def finish_if_done(connection: Connection, campaign_id: int, *, now: datetime) -> bool:
     """Finishes a sending campaign that has nothing left: every line cut, no batch open, nothing deferred.
 

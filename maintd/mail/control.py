@@ -25,6 +25,8 @@ _SAID = {
     CampaignState.CANCELLED: "is cancelled",
 }
 
+#: The reason for which people do something when they give none.
+BY_HAND = "by hand"
 #: Ordinals in one transaction of a cancellation: short enough that senders of other campaigns hardly wait.
 _CHUNK = 2000
 
@@ -49,14 +51,22 @@ class Cancelled:
     left: int
 
 
-def pause(ledger: Database, name: str, *, reason: str, now: datetime) -> Campaign:
+def pause(ledger: Database, name: str, *, reason: str | None, now: datetime) -> Campaign:
     """Lets no further window of a campaign go to the wire; what is on the wire is brought to its end.
+
+    One that is paused already keeps its reason unless another one is given.
 
     Raises:
         UsageError: There is no such campaign.
         NotPossible: It is neither sending nor paused already.
     """
-    return _move(ledger, name, froms={CampaignState.SENDING}, to=CampaignState.PAUSED, reason=reason, now=now)
+    why = reason or BY_HAND
+    paused = _move(ledger, name, froms={CampaignState.SENDING}, to=CampaignState.PAUSED, reason=why, now=now)
+    if reason is None or paused.reason == reason:
+        return paused
+    with ledger.write() as connection:
+        campaigns.tell_why_paused(connection, paused.id, reason)
+        return campaigns.get(connection, paused.id)
 
 
 def resume(ledger: Database, name: str, *, now: datetime, refused: float | None = None) -> Campaign:
