@@ -194,6 +194,7 @@ def _delivery(traced: Traced) -> dict[str, Any]:
         "state": delivery.state.value,
         "failure": delivery.failure,
         "at": delivery.settled_at,
+        "due_at": delivery.due_at if delivery.state is DeliveryState.DEFERRED else None,
         "code": delivery.code,
         "enhanced": delivery.enhanced,
         "detail": delivery.detail,
@@ -202,11 +203,12 @@ def _delivery(traced: Traced) -> dict[str, Any]:
     }
 
 
-_OUTCOME = ("state", "at", "code", "enhanced", "failure", "detail", "copies")
-_HEADINGS = {"at": "when", "message_id": "message id"}
+_OUTCOME = ("state", "at", "due_at", "code", "enhanced", "failure", "detail", "copies")
+_HEADINGS = {"at": "when", "due_at": "next try", "message_id": "message id"}
 
 
 def _print_deliveries(found: Sequence[Traced], columns: Sequence[str], *, empty: str) -> None:
     rows = [_delivery(traced) for traced in found]
-    headings = [_HEADINGS.get(column, column) for column in columns]
-    print_table(headings, [[row[column] for column in columns] for row in rows], empty=empty)
+    shown = [column for column in columns if column != "due_at" or any(row["due_at"] for row in rows)]
+    headings = [_HEADINGS.get(column, column) for column in shown]
+    print_table(headings, [[row[column] for column in shown] for row in rows], empty=empty)

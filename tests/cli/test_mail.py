@@ -581,6 +581,21 @@ class TestDeliveries:
         [delivery] = house.done("deliveries", "list", "hello/ever", "--state", "deferred", "--json").json
         assert (delivery["address"], delivery["failure"]) == (ADA, "mailbox")
 
+    def test_one_that_is_tried_again_says_when(self, house: House, mailing: Mailing) -> None:
+        commands = (("list", "hello/ever"), ("find", ADA))
+        assert not any("NEXT TRY" in house.done("deliveries", *command).out for command in commands)
+        house.misbehaviour.at_dot[ADA] = [Action(reply="452 4.2.2 Mailbox full")]
+        mailing.send()
+        due_at = mailing.rows[ADA].due_at
+        assert due_at is not None
+        for command in commands:
+            shown = house.done("deliveries", *command).out
+            assert "NEXT TRY" in shown
+            assert f"{due_at:%Y-%m-%d %H:%M:%S}Z" in shown
+        listed = house.done("deliveries", "list", "hello/ever", "--json").json
+        told = {one["address"]: one["due_at"] for one in listed}
+        assert (told[ADA], told[BOB]) == (due_at.isoformat(), None)
+
     def test_a_list_can_be_bounded_and_of_one_state(self, house: House, mailing: Mailing) -> None:
         def listed(*options: str) -> list[str]:
             shown = house.done("deliveries", "list", "hello/ever", "--json", *options).json
