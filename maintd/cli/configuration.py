@@ -91,8 +91,9 @@ def migrate(context: Context) -> None:
 def check_(context: Context, *, offline: bool, as_json: bool) -> None:
     """Look at everything once: settings, job files, templates, ledger, Redis, sources, relays.
 
-    Every job is held against its source: tables, columns, statements. Nothing is written and no mail is sent; relays
-    are only greeted. All that is wrong is named at once, with its cure.
+    Every job is held against its source: tables, columns, statements. Nothing that is written stays, in the state
+    directory as little as elsewhere, and no mail is sent; relays are only greeted. All that is wrong is named at once,
+    with its cure.
 
     \b
     Example: maintd check

@@ -1,13 +1,16 @@
-"""Looking at everything that maintd needs, once, before it is relied upon; nothing is written anywhere."""
+"""Looking at everything that maintd needs, once, before it is relied upon; nothing that is written stays."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
@@ -29,6 +32,8 @@ from maintd.smtp.session import OpenFailed, Phase
 from maintd.sources.connect import count_tables
 from maintd.units import format_duration
 
+#: What is written on trial, in octets: more than the first entries of a flight recorder take.
+_TRIAL = 64 * 1024
 _RELAY_CURE = "start it, or correct MAINTD_SMTP_URL"
 
 
@@ -142,7 +147,23 @@ def _check_files(settings: Settings) -> tuple[Checked, list[Prepared]]:
 
 def _state_dir(settings: Settings) -> str:
     check_state_dir(settings)
+    if settings.state_dir.exists():
+        _write_on_trial(settings.state_dir)
     return str(settings.state_dir)
+
+
+def _write_on_trial(directory: Path) -> None:
+    """Writes a file that goes by itself, to the disk: only there it shows whether there is room."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            # Nothing that a file system could make smaller.
+            file.write(os.urandom(_TRIAL))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        what = f"{directory} cannot be written: {error.strerror}"
+        cure = "make room there for maintd's user, or name another directory"
+        raise Problems([Problem(where="MAINTD_STATE_DIR", what=what, cure=cure)]) from error
 
 
 def _ledger(runtime: Runtime) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import resource
 import tempfile
 from contextlib import closing
 from dataclasses import replace
@@ -313,6 +316,21 @@ def test_mail_does_not_rely_on_a_state_directory_in_memory(small_project: Projec
                 worker.ready_to_mail()
         environ["MAINTD_STATE_DIR_VOLATILE"] = "allow"
         assert verdicts(small_project.maintd("check", "--json"))["state directory"] == "ok"
+
+
+def test_a_state_directory_without_room_is_told_as_the_system_tells_it(small_project: Project) -> None:
+    small_project.settings.state_dir.mkdir(exist_ok=True)
+    of_files = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60 * 1024, of_files[1]))
+    try:
+        found = check(
+            small_project.settings, clock=SystemClock(), offline=False, embedded_server=lambda: None
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, of_files)
+    [state_dir] = [one for one in found if one.what == "state directory"]
+    assert state_dir.verdict is Verdict.PROBLEM
+    assert os.strerror(errno.EFBIG) in state_dir.problems[0].what
 
 
 def test_a_redis_that_is_away_is_told_by_where_it_should_be(small_project: Project) -> None:
