@@ -9,10 +9,11 @@ import click
 
 from maintd.cli.command import LEDGER_AWAY, Group
 from maintd.cli.context import Context, pass_context
-from maintd.cli.output import print_json, print_pairs
+from maintd.cli.output import print_json, print_pairs, print_table
 from maintd.cli.parameters import confirm, json_option
 from maintd.errors import ExitCode
 from maintd.execution import history
+from maintd.execution.history import GoesOn
 from maintd.ledger.witness import Point
 from maintd.mail.recording.replay import Replayed
 
@@ -21,6 +22,11 @@ _CANNOT = "it is not held, or a mail process of this host has not let its flight
 _ON_SEVERAL_HOSTS = (
     "if other hosts have mailed too, run `maintd ledger replay` on each of them first: "
     "what they sent is known only there"
+)
+_NOT_IN_IT = (
+    "cancellations, pauses, suppressions and verdicts of after the backup are not in it: enter them again before you "
+    "accept it; `maintd campaigns cancel|pause`, `maintd suppressions add` and `maintd uncertain resolve` work while "
+    "it is held"
 )
 
 
@@ -116,6 +122,9 @@ def accept(context: Context, *, dry_run: bool, yes: bool, as_json: bool) -> None
     that the ledger has forgotten is closed and its job paused. It cannot be taken back. If it was cut off, call it
     again.
 
+    The campaigns that go on sending are listed before you are asked. What people did after the backup is undone: enter
+    it again first.
+
     \b
     Example: maintd ledger accept --dry-run
              maintd ledger accept
@@ -123,7 +132,8 @@ def accept(context: Context, *, dry_run: bool, yes: bool, as_json: bool) -> None
     with context.runtime() as runtime:
         if dry_run or not yes:
             would = history.make_good(runtime, dry_run=True, claims_of_all=True, progress=_tell)
-            _print_replayed(would, as_json=as_json and dry_run)
+            goes_on = history.going_on(runtime, forgotten={one.name for one in would.forgotten})
+            _print_what_would_be(would, goes_on, as_json=as_json and dry_run)
         if dry_run:
             click.echo("nothing was changed", err=True)
             return
@@ -141,6 +151,19 @@ def accept(context: Context, *, dry_run: bool, yes: bool, as_json: bool) -> None
 def _tell(read: int, of: int) -> None:
     if read % _TELL_EVERY == 0 or (read == of and of > _TELL_EVERY):
         click.echo(f"{read:,} of {of:,} recordings are read", err=True)
+
+
+def _print_what_would_be(would: Replayed, goes_on: list[GoesOn], *, as_json: bool) -> None:
+    if as_json:
+        print_json(_plain(would) | {"goes_on": goes_on})
+    else:
+        _print_replayed(would, as_json=False)
+        print_table(
+            ("campaign", "state", "left to mail, at most"),
+            [(one.campaign, one.state, one.left) for one in goes_on],
+            empty="no campaign goes on sending",
+        )
+    click.echo(_NOT_IN_IT, err=True)
 
 
 def _print_replayed(done: Replayed, *, as_json: bool) -> None:

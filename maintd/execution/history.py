@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+
+from sqlalchemy.engine import Connection
 
 from maintd.errors import MaintdError
 from maintd.execution.runtime import Runtime
 from maintd.execution.worker import scene_of
+from maintd.ledger import campaigns, deliveries
+from maintd.ledger.campaigns import Campaign
+from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.timeline import LedgerHeld, Standing, hold, standing
 from maintd.ledger.witness import Point, WitnessDamaged
 from maintd.mail.recording.recorder import DAMAGED
@@ -33,6 +38,21 @@ class LedgerStatus:
     seen: Point | None
     held: str | None
     damaged: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoesOn:
+    """A campaign that is mailed when the ledger is let go.
+
+    Attributes:
+        campaign: Its name.
+        state: `sending`, or `enrolling`: then more are added first.
+        left: How many are still to be mailed, as the ledger stands: what is replayed into it makes that fewer.
+    """
+
+    campaign: str
+    state: CampaignState
+    left: int
 
 
 def status(runtime: Runtime) -> LedgerStatus:
@@ -107,6 +127,29 @@ def accept(runtime: Runtime, *, progress: Callable[[int, int], None]) -> tuple[R
     if point is None:
         raise NotHeld("somebody else has accepted the ledger meanwhile")
     return replayed, point
+
+
+def going_on(runtime: Runtime, *, forgotten: Collection[str]) -> list[GoesOn]:
+    """The campaigns that are mailed when the ledger is let go, the oldest first.
+
+    Args:
+        runtime: The surroundings.
+        forgotten: Names of those that accepting closes.
+
+    Raises:
+        Unavailable: The ledger does not answer.
+    """
+    with runtime.ledger.read() as connection:
+        return [
+            GoesOn(campaign=one.name, state=one.state, left=_left(connection, one))
+            for one in campaigns.not_ended(connection)
+            if one.name not in forgotten
+        ]
+
+
+def _left(connection: Connection, campaign: Campaign) -> int:
+    counts = deliveries.counts(connection, campaign.id)
+    return counts[DeliveryState.PENDING] + counts[DeliveryState.DEFERRED]
 
 
 def _check_held(runtime: Runtime) -> None:

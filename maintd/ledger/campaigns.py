@@ -253,6 +253,13 @@ def sending(connection: Connection) -> list[Campaign]:
     return [Campaign(**row) for row in connection.execute(query).mappings()]
 
 
+def not_ended(connection: Connection) -> list[Campaign]:
+    """Campaigns that send or are being enrolled, the oldest first: they go on by themselves."""
+    going = campaigns.c.state.in_((CampaignState.ENROLLING, CampaignState.SENDING))
+    query = sa.select(campaigns).where(going).order_by(campaigns.c.id)
+    return [Campaign(**row) for row in connection.execute(query).mappings()]
+
+
 def is_sending(connection: Connection, campaign_id: int) -> bool:
     """Whether the messages of a campaign may go out."""
     query = sa.select(campaigns.c.state).where(campaigns.c.id == campaign_id)

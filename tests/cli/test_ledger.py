@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import sqlalchemy as sa
 
 from maintd.execution.queues import Queue
 from maintd.execution.worker import Worker, scene_of
+from maintd.ledger import campaigns
 from maintd.ledger.states import CampaignState
 from maintd.ledger.tables import timeline
 from tests.backups import Backups
@@ -107,3 +109,41 @@ def test_a_damaged_recording_is_listed(restored: Project) -> None:
         with runtime.ledger.write() as connection:
             connection.execute(sa.update(timeline).values(epoch=1))
     assert path.with_suffix(".damaged").name in restored.maintd("ledger", "status").out
+
+
+def test_what_was_done_after_the_backup_is_entered_again_before_the_ledger_goes_on(
+    restored: Project, relay: SinkThread
+) -> None:
+    maintd, mailed = restored.maintd, relay.sink.accepted
+    with restored.runtime() as runtime:
+        for job in ("cancelled", "paused"):
+            add_campaign(runtime.ledger, recipients=1, job=job)
+    assert maintd("ledger", "replay").code == 0
+    asked = maintd("ledger", "accept", typed="n\n")
+    assert "enter them again before you accept" in asked.err
+    assert all(name in asked.out for name in ("cancelled/one", "paused/one"))
+
+    def going_on() -> dict[str, int]:
+        dry = maintd("ledger", "accept", "--dry-run", "--json").json
+        return {one["campaign"]: one["left"] for one in dry["goes_on"]}
+
+    assert going_on() == {"hello/one": 0, "cancelled/one": 1, "paused/one": 1}
+    again = [
+        maintd("campaigns", "cancel", "cancelled/one"),
+        maintd("campaigns", "pause", "paused/one"),
+        maintd("suppressions", "add", "ada@example.org"),
+    ]
+    assert [one.code for one in again] == [0, 0, 0]
+    assert going_on() == {"hello/one": 0}
+    assert maintd("ledger", "accept", "--yes").code == 0
+    assert maintd("suppressions", "find", "ada@example.org", "--json").json is not None
+    with restored.runtime() as runtime, contextlib.closing(Worker(runtime, stopping=lambda: False)) as worker:
+        worker.work(Queue.MAIL_BULK)
+        assert relay.sink.accepted == mailed
+        with runtime.ledger.read() as connection:
+            states = {one.job: one.state for one in campaigns.latest(connection, job=None, limit=10)}
+    assert states == {
+        "hello": CampaignState.FINISHED,
+        "cancelled": CampaignState.CANCELLED,
+        "paused": CampaignState.PAUSED,
+    }
