@@ -223,7 +223,7 @@ def add_campaign(
         campaigns.count_enrolled(connection, campaign_id, audience=recipients, duplicates=0, tail=recipients)
         for lane in range(1, lanes):
             lines.begin(connection, campaign_id, lane=lane, name=f"lane{lane}")
-        lines.extend(connection, campaign_id, {row["lane"]: row["ordinal"] + 1 for row in rows})
+        lines.enrol(connection, campaign_id, {row["lane"]: row["ordinal"] + 1 for row in rows})
         if state is not CampaignState.ENROLLING:
             campaigns.move(connection, campaign_id, to=CampaignState.SENDING, now=NOW)
         if state not in (CampaignState.ENROLLING, CampaignState.SENDING):

@@ -158,9 +158,12 @@ def _run_campaign(work: Work) -> Done:
         progress=lambda read: work.progress({"audience": read}),
         pause=time.sleep,
     )
+    result: dict[str, Any] = {"campaign": enrolled.campaign.name, "resumed": enrolled.resumed}
+    if enrolled.campaign.run_id != work.run.id:
+        return Done(result=result | {"goes_on_in_run": enrolled.campaign.run_id})
     return Done(
         state=RunState.UNDERWAY,
-        result={"campaign": enrolled.campaign.name, "resumed": enrolled.resumed},
+        result=result,
         wakes=frozenset({mail_queue(urgent=enrolled.campaign.urgent)}),
     )
 

@@ -154,8 +154,11 @@ def restart(connection: Connection, campaign_id: int, values: Mapping[str, Any])
 
 
 def adopt(connection: Connection, campaign_id: int, *, run_id: int) -> None:
-    """Makes a later run the one that works on the campaign."""
-    connection.execute(sa.update(campaigns).where(campaigns.c.id == campaign_id).values(run_id=run_id))
+    """Makes a later run the one that works on the campaign, unless the one before is under way with it."""
+    before = sa.exists().where(runs.c.id == campaigns.c.run_id, runs.c.state == RunState.UNDERWAY)
+    connection.execute(
+        sa.update(campaigns).where(campaigns.c.id == campaign_id, ~before).values(run_id=run_id)
+    )
 
 
 def count_enrolled(

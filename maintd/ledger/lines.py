@@ -28,6 +28,7 @@ class Line:
     name: str
     cut: int
     tail: int
+    enrolled: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Stretch:
 
 def begin(connection: Connection, campaign_id: int, *, lane: int = OTHERS, name: str = OTHERS_NAME) -> None:
     """Gives a campaign one more line, with nobody in it."""
-    values = {"campaign_id": campaign_id, "lane": lane, "name": name, "cut": 0, "tail": 0}
+    values = {"campaign_id": campaign_id, "lane": lane, "name": name, "cut": 0, "tail": 0, "enrolled": 0}
     connection.execute(sa.insert(lines).values(values))
 
 
@@ -70,9 +71,18 @@ def name_of(connection: Connection, campaign_id: int, lane: int) -> str:
     return str(connection.scalars(query).one())
 
 
-def extend(connection: Connection, campaign_id: int, tails: Mapping[int, int]) -> None:
-    """Says how far lines go now, by lane: the ordinal after the last delivery."""
+def enrol(connection: Connection, campaign_id: int, tails: Mapping[int, int]) -> None:
+    """Says how far lines go with those enrolled so far, by lane: the ordinal after the last delivery."""
     for lane, tail in sorted(tails.items()):
-        connection.execute(
-            sa.update(lines).where(lines.c.campaign_id == campaign_id, lines.c.lane == lane).values(tail=tail)
-        )
+        _set(connection, campaign_id, lane, tail=tail, enrolled=tail)
+
+
+def extend(connection: Connection, campaign_id: int, tails: Mapping[int, int]) -> None:
+    """Says how far lines go with those that came back into them, by lane: the ordinal after the last delivery."""
+    for lane, tail in sorted(tails.items()):
+        _set(connection, campaign_id, lane, tail=tail)
+
+
+def _set(connection: Connection, campaign_id: int, lane: int, **values: int) -> None:
+    one = sa.and_(lines.c.campaign_id == campaign_id, lines.c.lane == lane)
+    connection.execute(sa.update(lines).where(one).values(**values))

@@ -12,8 +12,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from maintd.errors import ClaimLost
-from maintd.ledger.states import ENDED_RUNS, RUN_MOVES, UNFINISHED_RUNS, Cause, RunState, is_final, sources
-from maintd.ledger.tables import jobs, runs
+from maintd.ledger.states import (
+    ENDED_RUNS,
+    RUN_MOVES,
+    UNFINISHED_RUNS,
+    BatchState,
+    CampaignState,
+    Cause,
+    RunState,
+    is_final,
+    sources,
+)
+from maintd.ledger.tables import batches, campaigns, jobs, lines, runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +156,31 @@ def claim(connection: Connection, *, queue: str, token: str, owner: str, now: da
 
 def _going(job: str | sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     other = runs.alias()
-    return sa.exists().where(other.c.job == job, other.c.state.in_([RunState.RUNNING, RunState.UNDERWAY]))
+    return sa.exists().where(
+        other.c.job == job,
+        other.c.state.in_([RunState.RUNNING, RunState.UNDERWAY]),
+        ~_only_tries_again(other.c),
+    )
+
+
+def _only_tries_again(run: sa.ColumnCollection[str, sa.Column[Any]]) -> sa.ColumnElement[bool]:
+    """Whether a run is a mailing that has tried everybody once and comes back to whom it put off, for days perhaps.
+
+    It keeps no other run of its job away. One that is paused does: nobody knows yet what becomes of it.
+    """
+    uncut = sa.exists().where(lines.c.campaign_id == campaigns.c.id, lines.c.cut < lines.c.enrolled)
+    on_the_wire = sa.exists().where(
+        batches.c.campaign_id == campaigns.c.id,
+        batches.c.state == BatchState.OPEN,
+        lines.c.campaign_id == batches.c.campaign_id,
+        lines.c.lane == batches.c.lane,
+        batches.c.lo < lines.c.enrolled,
+    )
+    # Asked of the few campaigns that send, once for each statement, and not of every run.
+    tried = sa.select(campaigns.c.run_id).where(
+        campaigns.c.state == CampaignState.SENDING, ~uncut, ~on_the_wire
+    )
+    return sa.and_(run.state == RunState.UNDERWAY, run.id.in_(tried))
 
 
 def _due(now: datetime) -> sa.ColumnElement[bool]:
@@ -331,8 +365,12 @@ def skip_orphans(connection: Connection, *, now: datetime) -> int:
 
 
 def unfinished_jobs(connection: Connection, names: Sequence[str]) -> set[str]:
-    """Which of these jobs have a run that is not over yet."""
-    query = sa.select(runs.c.job).where(runs.c.job.in_(names), runs.c.state.in_(UNFINISHED_RUNS)).distinct()
+    """Which of these jobs have a run that is not over yet; mailings that only try some again are left out."""
+    query = (
+        sa.select(runs.c.job)
+        .where(runs.c.job.in_(names), runs.c.state.in_(UNFINISHED_RUNS), ~_only_tries_again(runs.c))
+        .distinct()
+    )
     return set(connection.scalars(query))
 
 

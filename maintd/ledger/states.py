@@ -119,7 +119,7 @@ def is_final(moves: Mapping[State, frozenset[State]], state: State) -> bool:
     return not moves[state]
 
 
-#: Runs that are not over: one of these keeps an overlapping occurrence of its job away.
+#: Runs that are not over: one of these keeps an overlapping occurrence of its job away, unless it only tries again.
 UNFINISHED_RUNS = (RunState.WAITING, RunState.QUEUED, RunState.RUNNING, RunState.UNDERWAY, RunState.PARKED)
 
 #: Runs that are over for good.

@@ -247,6 +247,12 @@ lines = sa.Table(
     sa.Column("name", sa.String(63), nullable=False),
     sa.Column("cut", sa.Integer, nullable=False, comment="its deliveries below this ordinal were batched"),
     sa.Column("tail", sa.Integer, nullable=False, comment="the ordinal after its last delivery"),
+    sa.Column(
+        "enrolled",
+        sa.Integer,
+        nullable=False,
+        comment="its tail when enrolment ended; beyond are those sent again",
+    ),
 )
 
 batches = sa.Table(

@@ -51,7 +51,9 @@ class JobHeader(Spec):
     `"park"` leaves it for a person to decide."""
     overlap: Literal["skip", "queue"] = "skip"
     """What happens when the job is due while its last run still goes on: `"skip"` leaves this time out, `"queue"` lets
-    it wait for its turn. With `missed = "all"` only `"queue"` makes sense."""
+    it wait for its turn. With `missed = "all"` only `"queue"` makes sense. A mailing that has tried every recipient
+    once keeps no other away, although it goes on trying those whom the relay put off; a paused one does, and a pipeline
+    goes on until its mailings are over."""
 
     @model_validator(mode="after")
     def _catches_up_in_turn(self) -> Self:

@@ -300,6 +300,7 @@ def test_a_run_whose_campaign_sends_already_cannot_be_cancelled_behind_its_back(
     campaign = add_campaign(ledger, recipients=1)
     with ledger.write() as connection:
         queued = add_run(connection, "hello", kind="campaign")
+        runs.move(connection, campaign.run_id, to=RunState.CANCELLED, now=NOW)
         campaigns.adopt(connection, campaign.id, run_id=queued)
     with pytest.raises(MaintdError, match="campaigns cancel"):
         intervene.cancel(queued, runtime)

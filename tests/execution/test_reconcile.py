@@ -277,6 +277,7 @@ def test_the_end_of_a_mailing_readies_the_step_behind_it(reconciler: Reconciler,
         mailing = add_run(
             connection, "mailing", kind="campaign", state=RunState.UNDERWAY, parent_id=parent, after=[]
         )
+        runs.move(connection, campaign.run_id, to=RunState.CANCELLED, now=NOW)
         campaigns.adopt(connection, campaign.id, run_id=mailing)
     assert reconciler.run_once().queues == {Queue.MAINTENANCE}
     assert run_of(ledger, mailing).state is RunState.SUCCEEDED

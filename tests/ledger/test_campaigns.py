@@ -4,12 +4,12 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from maintd.database import Database
-from maintd.ledger import batches, campaigns, deliveries
+from maintd.ledger import batches, campaigns, deliveries, runs
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Outcome
 from maintd.ledger.engine import open_ledger
 from maintd.ledger.states import CampaignState, DeliveryState, RunState
-from tests.ledgers import HELLO, MINUTE, NOW, add_campaign, add_run, campaign_of, claim_batch, key_of, race
+from tests.ledgers import HELLO, MINUTE, NOW, add_campaign, campaign_of, claim_batch, key_of, race
 
 
 def finish(ledger: Database, campaign: Campaign) -> bool:
@@ -159,8 +159,7 @@ def test_ended_campaigns_are_told_until_their_run_has_heard_of_it(ledger: Databa
     with ledger.write() as connection:
         ended = campaigns.ended_with_run_underway(connection)
         assert [campaign.id for campaign in ended] == [made[0].id, made[1].id]
-        heard = add_run(connection, "hello", state=RunState.SUCCEEDED)
-        campaigns.adopt(connection, made[0].id, run_id=heard)
+        runs.move(connection, made[0].run_id, to=RunState.SUCCEEDED, now=NOW)
         assert [c.id for c in campaigns.ended_with_run_underway(connection)] == [made[1].id]
 
 

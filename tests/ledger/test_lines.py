@@ -255,7 +255,7 @@ def test_a_sparse_lane_is_found_by_its_own_index(ledger: Database, act: str) -> 
         ]
         deliveries.insert(connection, rows)
         lines.begin(connection, campaign.id, lane=1, name="gmail")
-        lines.extend(connection, campaign.id, {0: 2500, 1: 2408})
+        lines.enrol(connection, campaign.id, {0: 2500, 1: 2408})
         if ledger.dialect == "postgresql":  # which does so by itself, sooner or later
             connection.execute(sa.text("ANALYZE maintd.deliveries"))
     plans: list[str] = []

@@ -3,14 +3,30 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from maintd.database import Database
 from maintd.errors import ClaimLost
-from maintd.ledger import runs
+from maintd.ledger import batches, deliveries, runs
+from maintd.ledger.campaigns import Campaign
+from maintd.ledger.deliveries import Outcome
 from maintd.ledger.runs import Claim, NewRun, Run
-from maintd.ledger.states import RunState
-from tests.ledgers import MINUTE, NOW, add_job, add_run, claim_run, race, run_of
+from maintd.ledger.states import CampaignState, DeliveryState, RunState
+from maintd.ledger.tables import campaigns as campaign_rows
+from maintd.ledger.tables import runs as run_rows
+from tests.ledgers import (
+    MINUTE,
+    NOW,
+    add_campaign,
+    add_job,
+    add_run,
+    claim_batch,
+    claim_run,
+    key_of,
+    race,
+    run_of,
+)
 
 QUEUE = "maintenance"
 
@@ -250,6 +266,107 @@ def test_unfinished_is_whatever_may_still_do_something(ledger: Database) -> None
         RunState.UNDERWAY,
         RunState.PARKED,
     }
+
+
+def put_off(ledger: Database, campaign: Campaign, number: int) -> None:
+    """The relay says "later" to one recipient."""
+    later = Outcome(
+        recipient_key=key_of(number), ordinal=number, state=DeliveryState.DEFERRED, fact=True, due_at=NOW
+    )
+    with ledger.write() as connection:
+        deliveries.settle(connection, campaign.id, [later], now=NOW)
+
+
+def try_all(ledger: Database, campaign: Campaign, *, lanes: int = 1) -> None:
+    """Every recipient's mail is tried once; the first of each lane is put off."""
+    for lane in range(lanes):
+        put_off(ledger, campaign, lane)
+        while (batch := claim_batch(ledger, campaign, lane=lane)) is not None:
+            with ledger.write() as connection:
+                deliveries.settle_range(
+                    connection, batch.stretch, to=DeliveryState.REJECTED, now=NOW, detail="tried"
+                )
+                batches.done(connection, batch)
+
+
+def makes_way(ledger: Database) -> bool:
+    """Whether another run of the mailing's job is made, and taken: one is if and only if the other is."""
+    with ledger.write() as connection:
+        free = runs.unfinished_jobs(connection, ["hello"]) == set()
+        run_id = add_run(connection, "hello")
+        due = runs.due_queues(connection, now=NOW) == {QUEUE}
+    taken = claim(ledger, token="t")
+    with ledger.write() as connection:
+        connection.execute(sa.delete(run_rows).where(run_rows.c.id == run_id))
+    assert free is due is (taken is not None)
+    return free
+
+
+def test_a_mailing_makes_way_when_it_has_tried_everybody_once(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=25)
+    assert not makes_way(ledger)
+    try_all(ledger, campaign)
+    assert makes_way(ledger)
+    with ledger.write() as connection:
+        assert deliveries.put_back_in_line(connection, campaign.id, now=NOW, limit=9) == 1
+    assert makes_way(ledger)
+    assert claim_batch(ledger, campaign) is not None
+    assert makes_way(ledger)
+
+
+def test_a_mailing_makes_no_way_while_a_batch_of_the_first_try_is_open(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=10)
+    batch = claim_batch(ledger, campaign)
+    assert batch is not None
+    put_off(ledger, campaign, 0)
+    assert not makes_way(ledger)
+    with ledger.write() as connection:
+        batches.release(connection, batch, wire_hi=0)
+    assert not makes_way(ledger)
+
+
+def test_a_mailing_makes_no_way_while_one_of_its_lanes_is_untried(ledger: Database) -> None:
+    campaign = add_campaign(ledger, recipients=25, lanes=2)
+    try_all(ledger, campaign)
+    assert not makes_way(ledger)
+    try_all(ledger, campaign, lanes=2)
+    assert makes_way(ledger)
+    with ledger.write() as connection:
+        assert deliveries.put_back_in_line(connection, campaign.id, now=NOW, limit=9) == 2
+    assert makes_way(ledger)
+
+
+@pytest.mark.parametrize("state", [CampaignState.PAUSED, CampaignState.ENROLLING, CampaignState.FINISHED])
+def test_a_mailing_that_does_not_send_makes_no_way(ledger: Database, state: CampaignState) -> None:
+    campaign = add_campaign(ledger, recipients=2)
+    try_all(ledger, campaign)
+    with ledger.write() as connection:
+        connection.execute(sa.update(campaign_rows).values(state=state))
+    assert not makes_way(ledger)
+
+
+def test_a_mailing_makes_way_for_its_own_job_only(ledger: Database) -> None:
+    """Its pipeline goes on until all is over, and so does another run of the job that has not come that far."""
+    tried = add_campaign(ledger, recipients=2, edition="one")
+    try_all(ledger, tried)
+    with ledger.write() as connection:
+        add_run(connection, "monday", state=RunState.UNDERWAY, kind="pipeline")
+        assert runs.unfinished_jobs(connection, ["hello", "monday"]) == {"monday"}
+    add_campaign(ledger, recipients=2, edition="two")
+    assert not makes_way(ledger)
+
+
+def test_whether_a_mailing_makes_way_is_found_without_a_look_at_its_deliveries(ledger: Database) -> None:
+    add_campaign(ledger, recipients=2)
+    asked: list[str] = []
+
+    @sa.event.listens_for(ledger.engine, "before_cursor_execute")
+    def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    assert not makes_way(ledger)
+    assert any("lines" in statement for statement in asked)
+    assert not any("deliveries" in statement for statement in asked)
 
 
 def test_only_runs_that_have_not_begun_are_cancelled_with_their_job(ledger: Database) -> None:

@@ -14,10 +14,11 @@ from sqlalchemy.exc import IntegrityError
 
 from maintd.database import Database
 from maintd.errors import CapReached, ClaimLost, Interrupted, JobFailed
-from maintd.ledger import campaigns, deliveries, lines, suppressions
+from maintd.ledger import campaigns, deliveries, lines, runs, suppressions
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Delivery
 from maintd.ledger.engine import identity
+from maintd.ledger.runs import Claim
 from maintd.ledger.states import CampaignState, DeliveryState
 from maintd.ledger.timeline import Timeline
 from maintd.mail.address import parse_address, recipient_key
@@ -480,6 +481,19 @@ def test_other_content_is_refused_while_the_edition_is_under_way_and_ignored_onc
     done = enrolled(other, ledger, source, clock)
     assert (done.resumed, done.campaign.state) == (True, CampaignState.FINISHED)
     assert len(line(ledger, first)) == 5
+
+
+def test_a_run_that_is_under_way_keeps_its_edition_and_who_comes_later_has_nothing_to_do(
+    ledger: Database, source: Database, clock: HandClock
+) -> None:
+    first = edition_of(ledger, rows_sql(people(5)))
+    campaign = enrolled(first, ledger, source, clock).campaign
+    with ledger.write() as connection:
+        mine = runs.claim(connection, queue="maintenance", token="t", owner="host:1", now=NOW)
+        assert mine is not None
+        runs.hand_over(connection, Claim(run_id=first.run_id, token="t"), result=None)
+    later = edition_of(ledger, rows_sql(people(6)))
+    assert enrolled(later, ledger, source, clock) == Enrolled(campaign=campaign, resumed=True)
 
 
 def test_another_edition_of_the_same_period_is_one_of_its_own(

@@ -12,6 +12,7 @@ import redis
 from maintd import api
 from maintd.keyspace import embedded_socket
 from maintd.ledger.states import DeliveryState, RunState
+from maintd.smtp.faults import Action, Moment, Step
 from maintd.smtp.mailbox import read_index
 from tests.sinks import SinkThread, reserved_port
 from tests.wire.site import Site, kill, until
@@ -49,6 +50,27 @@ def test_a_new_edition_mails_everybody_again_because_somebody_asked_for_it(site:
         site.ended(api.trigger("newsletter", settings=site.settings, new_edition=True))
 
     assert set(messages_to(site.directory / "mailbox").values()) == {2}
+
+
+def test_a_full_mailbox_keeps_no_other_edition_away_and_the_same_one_has_nothing_to_do(
+    tmp_path: Path, database_url: str
+) -> None:
+    def full_mailbox(moment: Moment) -> Action | None:
+        full = moment.step is Step.RCPT and moment.recipient == "person1@people.example"
+        return Action(reply="452 4.2.2 Mailbox full") if full else None
+
+    with SinkThread(tmp_path / "mailbox", store=False, script=full_mailbox) as sink:
+        site = Site(tmp_path, ledger_url=database_url, smtp_url=sink.url, people=20)
+        with site.up():
+            first = api.trigger("newsletter", settings=site.settings)
+            until(lambda: sink.sink.accepted == 19, what="the first edition")
+            again = site.ended(api.trigger("newsletter", settings=site.settings))
+            second = api.trigger("newsletter", settings=site.settings, new_edition=True)
+            until(lambda: sink.sink.accepted == 38, what="the second edition, beside it")
+
+    assert (again.state, (again.result or {})["goes_on_in_run"]) == (RunState.SUCCEEDED, first)
+    assert {site.run(run_id).state for run_id in (first, second)} == {RunState.UNDERWAY}
+    site.runtime.close()
 
 
 def test_a_redis_that_comes_back_empty_costs_nothing(site: Site, sink: SinkThread) -> None:

@@ -67,7 +67,7 @@ class Enrolled:
     """What enrolment found or made.
 
     Attributes:
-        campaign: Never in the state `enrolling`.
+        campaign: Never in the state `enrolling`. Its run is another one if that still goes on with it.
         resumed: The edition was there already; nothing was enrolled.
     """
 
@@ -148,15 +148,17 @@ class _Turns:
 
 
 def _resume(edition: Edition, found: Campaign, turns: _Turns) -> Campaign:
-    over = found.state in ENDED_CAMPAIGNS
-    if not over and found.content != content_digest(edition.spec, edition.files):
-        raise JobFailed(
-            f"edition {found.name} is under way with other content than the job has now; it goes on unchanged, and "
-            "what was changed comes with the next edition (or at once, with --new-edition)"
-        )
+    content = content_digest(edition.spec, edition.files)
     with turns.take() as connection:
         campaigns.adopt(connection, found.id, run_id=edition.run_id)
-        return campaigns.get(connection, found.id)
+        campaign = campaigns.get(connection, found.id)
+        mine = campaign.run_id == edition.run_id
+        if mine and campaign.state not in ENDED_CAMPAIGNS and campaign.content != content:
+            raise JobFailed(
+                f"edition {found.name} is under way with other content than the job has now; it goes on unchanged, "
+                "and what was changed comes with the next edition (or at once, with --new-edition)"
+            )
+        return campaign
 
 
 def _open(edition: Edition, found: Campaign | None, turns: _Turns, *, source: Database, now: datetime) -> int:
@@ -336,7 +338,7 @@ class _Lanes:
             if number in tails.keys() - self._begun:
                 lines.begin(connection, campaign_id, lane=number, name=name)
                 self._begun.add(number)
-        lines.extend(connection, campaign_id, tails)
+        lines.enrol(connection, campaign_id, tails)
 
 
 def unusable_key(row: Row, audience: AudienceSpec, *, number: int, key: bytes) -> bytes:

@@ -52,12 +52,19 @@ def upgrade() -> None:
             "cut", sa.Integer(), nullable=False, comment="its deliveries below this ordinal were batched"
         ),
         sa.Column("tail", sa.Integer(), nullable=False, comment="the ordinal after its last delivery"),
+        sa.Column(
+            "enrolled",
+            sa.Integer(),
+            nullable=False,
+            comment="its tail when enrolment ended; beyond are those sent again",
+        ),
         sa.ForeignKeyConstraint(["campaign_id"], ["campaigns.id"], name=op.f("fk_lines_campaign_id")),
         sa.PrimaryKeyConstraint("campaign_id", "lane", name=op.f("pk_lines")),
     )
     # Every campaign has a line for whoever has no other.
     op.execute(
-        "INSERT INTO lines (campaign_id, lane, name, cut, tail) SELECT id, 0, '*', cut, tail FROM campaigns"
+        "INSERT INTO lines (campaign_id, lane, name, cut, tail, enrolled) "
+        "SELECT id, 0, '*', cut, tail, audience - duplicates FROM campaigns"
     )
     op.drop_column("campaigns", "cut")
     op.create_table(
