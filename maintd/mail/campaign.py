@@ -91,8 +91,15 @@ class CampaignSpec(Spec):
     @field_validator("headers")
     @classmethod
     def _can_be_given(cls, headers: dict[str, str]) -> dict[str, str]:
-        if wrong := list(unsafe_headers(headers)):
-            raise ValueError("; ".join(map(str, wrong)))
+        wrong = [str(error) for error in unsafe_headers(headers)]
+        wrong += [
+            f"header {name!a}: it is the same for everybody, and {mark} would go out as it is"
+            for name, value in headers.items()
+            for mark in ("{{", "{%")
+            if mark in value
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return headers
 
     @field_validator("from_")

@@ -49,7 +49,14 @@ def test_all_headers_that_cannot_be_given_are_named_at_once() -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Bcc": "x@y.example"}, {"Su bject": "x"}, {"X-Ü": "x"}, {"X-Note": "one\ntwo"}, {"To": "x@y.example"}],
+    [
+        {"Bcc": "x@y.example"},
+        {"Su bject": "x"},
+        {"X-Ü": "x"},
+        {"X-Note": "one\ntwo"},
+        {"To": "x@y.example"},
+        {"X-Edition": "{{ edition }}"},
+    ],
 )
 def test_a_header_that_cannot_be_given_is_refused_when_the_job_is_read(headers: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="header"):
