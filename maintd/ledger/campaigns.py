@@ -102,7 +102,7 @@ def named(connection: Connection, name: str) -> Campaign:
     """The campaign that a person means by its name, `weekly-digest/2026-W47`, or by its id.
 
     Raises:
-        UsageError: There is none; the nearest of the newest is named.
+        UsageError: There is none; the nearest of its job's newest, or of all, is named.
     """
     job, _, edition = name.partition("/")
     by_id = name.isascii() and name.isdecimal() and len(name) < 10
@@ -113,8 +113,8 @@ def named(connection: Connection, name: str) -> Campaign:
     )
     campaign = _one(connection, condition)
     if campaign is None:
-        known = [other.name for other in latest(connection, job=None, limit=20)]
-        hint = did_you_mean(name, known) or "nothing has been mailed yet"
+        known = latest(connection, job=job, limit=20) or latest(connection, job=None, limit=20)
+        hint = did_you_mean(name, [other.name for other in known]) or "nothing has been mailed yet"
         raise UsageError(f'there is no campaign "{name}"; {hint}')
     return campaign
 

@@ -37,6 +37,7 @@ from maintd.ledger.states import CampaignState, DeliveryState, RunState
 from maintd.scheduling.apply import apply
 from maintd.smtp.faults import Action, Moment, Step, Then
 from maintd.smtp.mailbox import Accepted, read_index
+from tests.ledgers import add_campaign
 from tests.sinks import SinkThread
 
 ADA, BOB, CLEO = "Ada.Byron@example.org", "bob@example.org", "cleo@example.org"
@@ -440,6 +441,12 @@ class TestCampaigns:
             ended = house.maintd("campaigns", command, "hello/evr")
             assert ended.code == 64
             assert 'did you mean "hello/ever"?' in ended.err
+
+    def test_who_names_a_job_is_told_its_editions(self, house: House, mailing: Mailing) -> None:
+        add_campaign(mailing.ledger, recipients=1, job="hallo")
+        refused = house.maintd("campaigns", "show", "hello")
+        assert "hello/ever" in refused.err
+        assert "hallo" not in refused.err
 
 
 class TestEnrolling:
