@@ -9,6 +9,7 @@ import click
 
 from maintd.errors import ExitCode, MaintdError
 from maintd.mail.address import Address, InvalidAddress, parse_address
+from maintd.mail.control import BY_HAND
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -65,4 +66,4 @@ def limit_option(default: int) -> Callable[[_F], _F]:
 
 def reason_option(command: _F) -> _F:
     """Adds `--reason`, which need not be given."""
-    return click.option("--reason", default="by hand", show_default=True, help="Kept and shown.")(command)
+    return click.option("--reason", default=BY_HAND, show_default=True, help="Kept and shown.")(command)

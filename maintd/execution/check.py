@@ -21,7 +21,7 @@ from maintd.errors import MaintdError, Problem, Problems, Unavailable
 from maintd.execution.pipelines import PipelineSpec
 from maintd.execution.project import examine_one, read_project, where_is
 from maintd.execution.runtime import Runtime, limits_of, open_sources
-from maintd.execution.worker import check_state_dir, relays_of, timeouts_of
+from maintd.execution.worker import check_state_dir, relays_of, timeouts_of, where_all_mail_goes
 from maintd.keyspace import Keyspace, redis_url_of
 from maintd.ledger.engine import ledger_database, open_ledger
 from maintd.mail.sending.allowance import look
@@ -233,9 +233,8 @@ def _greet(relay: Relay, settings: Settings) -> str:
 
 
 def _check_redirect(settings: Settings) -> Iterator[Checked]:
-    if settings.mail_redirect:
-        detail = f"all mail goes to {settings.mail_redirect} and none to its recipient: MAINTD_MAIL_REDIRECT"
-        yield Checked(what="redirect", verdict=Verdict.WARNING, detail=detail)
+    if redirected := where_all_mail_goes(settings):
+        yield Checked(what="redirect", verdict=Verdict.WARNING, detail=redirected)
 
 
 def _check_limits(runtime: Runtime, *, usable: bool) -> Iterator[Checked]:

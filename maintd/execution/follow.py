@@ -13,12 +13,18 @@ from maintd.errors import UsageError
 from maintd.ledger import campaigns, deliveries, runs
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.runs import Run
-from maintd.ledger.states import RUN_MOVES, CampaignState, DeliveryState, RunState, is_final
+from maintd.ledger.states import (
+    RUN_MOVES,
+    UNSETTLED_DELIVERIES,
+    CampaignState,
+    DeliveryState,
+    RunState,
+    is_final,
+)
 
 _LOOK_EVERY_S = 0.2
 #: Looks from one counting of deliveries to the next: of a million of them it takes a second.
 _COUNT_EVERY = 25
-_UNSETTLED = frozenset({DeliveryState.PENDING, DeliveryState.DEFERRED})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,7 @@ def counted(connection: Connection, now: Standing) -> Standing:
 
 def _settled(connection: Connection, campaign: Campaign) -> dict[DeliveryState, int]:
     counts = deliveries.counts(connection, campaign.id)
-    return {state: count for state, count in counts.items() if state not in _UNSETTLED}
+    return {state: count for state, count in counts.items() if state not in UNSETTLED_DELIVERIES}
 
 
 def found_finished(connection: Connection, found: Iterable[Run]) -> frozenset[int]:

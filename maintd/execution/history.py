@@ -13,7 +13,7 @@ from maintd.execution.runtime import Runtime
 from maintd.execution.worker import scene_of
 from maintd.ledger import campaigns, deliveries
 from maintd.ledger.campaigns import Campaign
-from maintd.ledger.states import CampaignState, DeliveryState
+from maintd.ledger.states import UNSETTLED_DELIVERIES, CampaignState
 from maintd.ledger.timeline import LedgerHeld, Standing, hold, standing
 from maintd.ledger.witness import Point, WitnessDamaged
 from maintd.mail.recording.recorder import DAMAGED
@@ -142,14 +142,14 @@ def going_on(runtime: Runtime, *, forgotten: Collection[str]) -> list[GoesOn]:
     with runtime.ledger.read() as connection:
         return [
             GoesOn(campaign=one.name, state=one.state, left=_left(connection, one))
-            for one in campaigns.not_ended(connection)
+            for one in campaigns.going_on(connection)
             if one.name not in forgotten
         ]
 
 
 def _left(connection: Connection, campaign: Campaign) -> int:
     counts = deliveries.counts(connection, campaign.id)
-    return counts[DeliveryState.PENDING] + counts[DeliveryState.DEFERRED]
+    return sum(counts[state] for state in UNSETTLED_DELIVERIES)
 
 
 def _check_held(runtime: Runtime) -> None:

@@ -74,11 +74,8 @@ class Worker:
         self._held: str | None = None
         #: Why no mail goes out, as the ledger was told; "" until it was told anything.
         self._told: str | None = ""
-        if self._mail_queues and runtime.settings.mail_redirect:
-            logger.warning(
-                "all mail goes to %s and none to its recipient: MAINTD_MAIL_REDIRECT",
-                runtime.settings.mail_redirect,
-            )
+        if self._mail_queues and (redirected := where_all_mail_goes(runtime.settings)):
+            logger.warning("%s", redirected)
 
     def work(self, queue: Queue) -> set[Queue]:
         """Takes due work of a queue until there is none or the budget is spent.
@@ -208,6 +205,13 @@ class Worker:
             recorder=recorder,
             timeline=self.runtime.timeline,
         )
+
+
+def where_all_mail_goes(settings: Settings) -> str | None:
+    """What everybody should know while all mail is redirected; None if none is."""
+    if settings.mail_redirect is None:
+        return None
+    return f"all mail goes to {settings.mail_redirect} and none to its recipient: MAINTD_MAIL_REDIRECT"
 
 
 def check_state_dir(settings: Settings) -> None:

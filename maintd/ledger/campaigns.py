@@ -252,14 +252,16 @@ def finish_if_done(connection: Connection, campaign_id: int, *, now: datetime) -
 
 def sending(connection: Connection) -> list[Campaign]:
     """Campaigns whose messages may go out, the oldest first."""
-    query = sa.select(campaigns).where(campaigns.c.state == CampaignState.SENDING).order_by(campaigns.c.id)
-    return [Campaign(**row) for row in connection.execute(query).mappings()]
+    return _in_states(connection, CampaignState.SENDING)
 
 
-def not_ended(connection: Connection) -> list[Campaign]:
+def going_on(connection: Connection) -> list[Campaign]:
     """Campaigns that send or are being enrolled, the oldest first: they go on by themselves."""
-    going = campaigns.c.state.in_((CampaignState.ENROLLING, CampaignState.SENDING))
-    query = sa.select(campaigns).where(going).order_by(campaigns.c.id)
+    return _in_states(connection, CampaignState.ENROLLING, CampaignState.SENDING)
+
+
+def _in_states(connection: Connection, *states: CampaignState) -> list[Campaign]:
+    query = sa.select(campaigns).where(campaigns.c.state.in_(states)).order_by(campaigns.c.id)
     return [Campaign(**row) for row in connection.execute(query).mappings()]
 
 

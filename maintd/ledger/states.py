@@ -125,5 +125,8 @@ UNFINISHED_RUNS = (RunState.WAITING, RunState.QUEUED, RunState.RUNNING, RunState
 #: Runs that are over for good.
 ENDED_RUNS = tuple(state for state in RunState if is_final(RUN_MOVES, state))
 
+#: Deliveries that are still to be sent.
+UNSETTLED_DELIVERIES = frozenset({DeliveryState.PENDING, DeliveryState.DEFERRED})
+
 #: Campaigns of which nothing is being sent or waits for its turn; a finished one may send a doubtful message again.
 ENDED_CAMPAIGNS = (CampaignState.FINISHED, CampaignState.CANCELLED)

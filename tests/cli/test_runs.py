@@ -289,6 +289,13 @@ def alter_campaign(project: Project, **values: object) -> None:
         connection.execute(sa.update(campaign_rows).values(values))
 
 
+def mail_by_hand(project: Project) -> None:
+    """Sends an edition such as `--new-edition` makes."""
+    project.maintd("run", "weekly-digest")
+    work_off(project, Queue.MAINTENANCE, Queue.MAIL_BULK)
+    alter_campaign(project, edition="ever+2")
+
+
 def test_a_dry_run_of_a_mailing_whose_enrolment_a_cap_cut_off_speaks_of_its_whole_audience(
     small: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,9 +321,7 @@ def test_a_dry_run_of_a_mailing_that_only_has_editions_made_by_hand_speaks_of_a_
     small: Project, relay: SinkThread
 ) -> None:
     _, at_first = dry_run_of(small)
-    small.maintd("run", "weekly-digest")
-    work_off(small, Queue.MAINTENANCE, Queue.MAIL_BULK)
-    alter_campaign(small, edition="ever+2")
+    mail_by_hand(small)
     counts, shown = dry_run_of(small)
     assert counts["it_would"] == "enrol this edition and send it"
     assert counts["mailed_in_this_period"] == relay.sink.accepted > 0
@@ -327,9 +332,7 @@ def test_a_dry_run_shows_those_whom_its_own_edition_would_mail_whatever_another_
     small: Project, relay: SinkThread
 ) -> None:
     _, at_first = dry_run_of(small)
-    small.maintd("run", "weekly-digest")
-    work_off(small, Queue.MAINTENANCE, Queue.MAIL_BULK)
-    alter_campaign(small, edition="ever+2")
+    mail_by_hand(small)
     small.maintd("run", "weekly-digest")
     work_off(small, Queue.MAINTENANCE)
     counts, shown = dry_run_of(small)

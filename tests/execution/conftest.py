@@ -2,3 +2,4 @@
 
 from tests.execution.surroundings import acts as acts
 from tests.execution.surroundings import runtime as runtime
+from tests.execution.surroundings import worker as worker

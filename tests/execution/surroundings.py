@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from maintd.execution.executor import Drained
 from maintd.execution.kinds import KINDS, SPECS, Done, Kind, Work
 from maintd.execution.queues import Queue
 from maintd.execution.runtime import Runtime
+from maintd.execution.worker import Worker
 from maintd.sources.connect import Sources
 from maintd.spec import Spec
 from tests.ledgers import HandClock
+from tests.sinks import SinkThread
 
 Act = Callable[[Work], Done]
 
@@ -39,6 +43,32 @@ def runtime(ledger: Database, clock: HandClock, tmp_path: Path) -> Runtime:
     )
     sources = Sources({}, statement_timeout=timedelta(minutes=1))
     return Runtime(settings=settings, ledger=ledger, sources=sources, clock=clock, owner="host:1")
+
+
+def sending_to(
+    url: str,
+    runtime: Runtime,
+    directory: Path,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    connections: int = 8,
+) -> Worker:
+    """A worker that mails over this relay."""
+    environ = {
+        "MAINTD_STATE_DIR": str(directory),
+        "MAINTD_STATE_DIR_VOLATILE": "allow",
+        "MAINTD_SMTP_URL": url,
+        "MAINTD_SMTP_CONNECTIONS": str(connections),
+    }
+    settings = load_settings(environ=environ, env_file=None)
+    return Worker(replace(runtime, settings=settings), stopping=stopping)
+
+
+@pytest.fixture
+def worker(runtime: Runtime, tmp_path: Path, relay: SinkThread) -> Iterator[Worker]:
+    """One that mails over the test's relay."""
+    with contextlib.closing(sending_to(relay.url, runtime, tmp_path)) as worker:
+        yield worker
 
 
 @pytest.fixture

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from maintd.config.load import load_settings
 from maintd.database import Database
 from maintd.errors import Unavailable
 from maintd.execution.queues import Queue
@@ -25,18 +21,6 @@ from maintd.mail.sending.finish import finish_if_done
 from maintd.smtp.faults import Action, Moment, Step, Then
 from tests.ledgers import HandClock, add_campaign
 from tests.sinks import SinkThread
-
-
-@pytest.fixture
-def worker(runtime: Runtime, tmp_path: Path, relay: SinkThread) -> Iterator[Worker]:
-    environ = {
-        "MAINTD_STATE_DIR": str(tmp_path),
-        "MAINTD_STATE_DIR_VOLATILE": "allow",
-        "MAINTD_SMTP_URL": relay.url,
-    }
-    settings = load_settings(environ=environ, env_file=None)
-    with contextlib.closing(Worker(replace(runtime, settings=settings), stopping=lambda: False)) as worker:
-        yield worker
 
 
 @pytest.fixture

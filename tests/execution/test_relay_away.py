@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from maintd.config.load import load_settings
 from maintd.database import Database
 from maintd.execution.queues import Queue
 from maintd.execution.runtime import Runtime
-from maintd.execution.worker import Worker
 from maintd.ledger.states import CampaignState, DeliveryState
+from tests.execution.surroundings import sending_to
 from tests.ledgers import HandClock, add_campaign, campaign_of, tallied
 from tests.sinks import SinkThread
 
 #: More than one window of two connections holds.
 _TWO_WINDOWS = 400
-
-
-def sending_to(
-    url: str, runtime: Runtime, directory: Path, *, stopping: Callable[[], bool] = lambda: False
-) -> Worker:
-    environ = {
-        "MAINTD_STATE_DIR": str(directory),
-        "MAINTD_STATE_DIR_VOLATILE": "allow",
-        "MAINTD_SMTP_URL": url,
-        "MAINTD_SMTP_CONNECTIONS": "2",
-    }
-    settings = load_settings(environ=environ, env_file=None)
-    return Worker(replace(runtime, settings=settings), stopping=stopping)
 
 
 def test_a_login_that_is_refused_is_said_once_and_with_every_campaign_until_it_works(
@@ -44,7 +28,7 @@ def test_a_login_that_is_refused_is_said_once_and_with_every_campaign_until_it_w
     with SinkThread(None) as relay:
         relay.sink.login = ("maintd", "right")
         url = relay.url.replace("//", "//maintd:other@")
-        with contextlib.closing(sending_to(url, runtime, tmp_path)) as worker:
+        with contextlib.closing(sending_to(url, runtime, tmp_path, connections=2)) as worker:
             for _ in range(3):
                 worker.work(Queue.MAIL_BULK)
                 clock.turn(timedelta(minutes=2))
@@ -78,7 +62,9 @@ def test_a_campaign_waits_for_nothing_any_more_as_soon_as_a_relay_takes_mail_aga
 
         relay.sink.login = ("maintd", "right")
         url = relay.url.replace("//", "//maintd:other@")
-        with contextlib.closing(sending_to(url, runtime, tmp_path, stopping=stopping)) as worker:
+        with contextlib.closing(
+            sending_to(url, runtime, tmp_path, stopping=stopping, connections=2)
+        ) as worker:
             worker.work(Queue.MAIL_BULK)
             assert campaign_of(ledger, campaign.id).reason is not None
             clock.turn(timedelta(minutes=2))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from maintd.config.load import load_settings
 from maintd.database import Database
 from maintd.execution.queues import Queue
 from maintd.execution.reconcile import Reconciler
@@ -45,18 +42,6 @@ def full_mailbox(times: int) -> Script:
 def relay(tmp_path: Path) -> Iterator[SinkThread]:
     with SinkThread(tmp_path / "mailbox", script=full_mailbox(times=2)) as relay:
         yield relay
-
-
-@pytest.fixture
-def worker(runtime: Runtime, tmp_path: Path, relay: SinkThread) -> Iterator[Worker]:
-    environ = {
-        "MAINTD_STATE_DIR": str(tmp_path),
-        "MAINTD_STATE_DIR_VOLATILE": "allow",
-        "MAINTD_SMTP_URL": relay.url,
-    }
-    settings = load_settings(environ=environ, env_file=None)
-    with contextlib.closing(Worker(replace(runtime, settings=settings), stopping=lambda: False)) as worker:
-        yield worker
 
 
 def add_minutely(ledger: Database, *, overlap: str) -> None:

@@ -13,14 +13,13 @@ from maintd.ledger import campaigns, deliveries
 from maintd.ledger.campaigns import Campaign
 from maintd.ledger.deliveries import Place
 from maintd.ledger.engine import identity
-from maintd.ledger.states import ENDED_CAMPAIGNS, CampaignState, DeliveryState
+from maintd.ledger.states import ENDED_CAMPAIGNS, UNSETTLED_DELIVERIES, CampaignState, DeliveryState
 from maintd.mail.address import InvalidAddress, parse_address, recipient_key
 from maintd.mail.campaign import SQL_PREFIX, AudienceSpec, CampaignSpec
 from maintd.mail.enrolling.audience import Row, open_audience
 from maintd.mail.enrolling.enrol import unusable_key
 
 _MAILED = frozenset({DeliveryState.SENT, DeliveryState.UNCERTAIN})
-_TO_COME = frozenset({DeliveryState.PENDING, DeliveryState.DEFERRED})
 _MOST_SAMPLES = 5
 
 
@@ -146,7 +145,7 @@ class _Counter:
         )
 
     def _is_to_come(self, place: Place) -> bool:
-        return place.state in _TO_COME and place.campaign_id in self._under_way
+        return place.state in UNSETTLED_DELIVERIES and place.campaign_id in self._under_way
 
     def _count_places(self, places: Sequence[Place], to_come: Sequence[Place]) -> None:
         """Counts recipients by what became of them, each once."""

@@ -64,25 +64,22 @@ def outcome_of(
 
 def cut_off(recipient_key: bytes, *, ordinal: int) -> Outcome:
     """A message that was on the wire when its sender had to let go of it."""
-    return Outcome(
-        recipient_key=recipient_key,
-        ordinal=ordinal,
-        state=DeliveryState.UNCERTAIN,
-        fact=False,
-        phase="dot",
-        detail="its sender was interrupted while the message may have been handed over",
-    )
+    return _in_doubt(recipient_key, ordinal, "its sender was interrupted")
 
 
 def vanished(recipient_key: bytes, *, ordinal: int, owner: str | None) -> Outcome:
     """A message that may have been on the wire when its sender died."""
+    return _in_doubt(recipient_key, ordinal, f"its sender ({owner}) vanished")
+
+
+def _in_doubt(recipient_key: bytes, ordinal: int, happened: str) -> Outcome:
     return Outcome(
         recipient_key=recipient_key,
         ordinal=ordinal,
         state=DeliveryState.UNCERTAIN,
         fact=False,
-        phase="dot",
-        detail=f"its sender ({owner}) vanished while the message may have been handed over",
+        phase=Phase.DOT.value,
+        detail=f"{happened} while the message may have been handed over",
     )
 
 
