@@ -140,6 +140,11 @@ def places(connection: Connection, campaign_ids: Sequence[int], keys: Sequence[b
     return [place for one in sorted(campaign_ids) for place in _places(connection, one, keys)]
 
 
+def states(connection: Connection, campaign_id: int, keys: Sequence[bytes]) -> dict[bytes, DeliveryState]:
+    """How a campaign's deliveries to these recipients stand; who is not enrolled is left out."""
+    return {place.recipient_key: place.state for place in _places(connection, campaign_id, keys)}
+
+
 def _places(connection: Connection, campaign_id: int, keys: Sequence[bytes]) -> Iterator[Place]:
     key = _as_rows(list(set(keys)))
     following = _following(deliveries.c.recipient_key, key, _within_campaign(campaign_id))

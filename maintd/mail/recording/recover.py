@@ -157,9 +157,7 @@ def _merge_acceptances(ledger: Database, orphan: Orphan, *, now: datetime) -> No
 def _merge(connection: Connection, campaign_id: int, accepted: Sequence[Outcome], *, now: datetime) -> None:
     # Nearly all are known: whoever died had settled them long before.
     keys = [one.recipient_key for one in accepted]
-    states = {
-        place.recipient_key: place.state for place in deliveries.places(connection, [campaign_id], keys)
-    }
+    states = deliveries.states(connection, campaign_id, keys)
     news = [one for one in accepted if is_news(one, states.get(one.recipient_key))]
     deliveries.settle(connection, campaign_id, news, now=now)
 

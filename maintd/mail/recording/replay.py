@@ -165,7 +165,7 @@ class _Replay:
             return
         with self._transaction() as connection:
             keys = [one.recipient_key for one in outcomes]
-            states = {p.recipient_key: p.state for p in deliveries.places(connection, [campaign.id], keys)}
+            states = deliveries.states(connection, campaign.id, keys)
             unknown = accepted - states.keys()
             if unknown:
                 self._forget(binding).mailed += len(unknown)
@@ -191,7 +191,8 @@ class _Replay:
         with self._transaction() as connection:
             if self._dry_run:
                 may = sources(DELIVERY_MOVES, DeliveryState.UNCERTAIN)
-                return sum(p.state in may for p in deliveries.places(connection, [campaign.id], keys))
+                states = deliveries.states(connection, campaign.id, keys)
+                return sum(state in may for state in states.values())
             return deliveries.doubt(connection, campaign.id, keys, now=self._clock.now(), detail=_DETAIL)
 
     def release(self, orphans: dict[str, Orphan], *, of_all: bool) -> None:
